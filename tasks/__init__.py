@@ -1,0 +1,1 @@
+"""lmms-eval tasks: YAML, groups and one thin adapter."""

@@ -1,0 +1,18 @@
+"""Fixtures shared by all tests: the folder of real data, and a data directory of their own."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of public data files (`MR1_REAL_DATA`); skips with the reason where it is absent."""
+    value = os.environ.get("MR1_REAL_DATA")
+    if not value:
+        pytest.skip("MR1_REAL_DATA is not set: no real data to test against")
+    folder = Path(value)
+    if not folder.is_dir():
+        pytest.skip(f"MR1_REAL_DATA={value} is not a folder")
+    return folder.resolve()

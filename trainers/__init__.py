@@ -1,0 +1,1 @@
+"""Trainers: SFT, GRPO, GRPO-D and the embedded tiny model."""
