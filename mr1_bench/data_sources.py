@@ -241,15 +241,19 @@ def _make_row(
         return Fault(number, f"{question_column} is {question!r}: expected a non-empty text", image=False)
     if gold is None:
         return Fault(number, f"{gold_column} is {record[gold_column]!r}: expected a non-empty text or a finite number", image=False)
-    key = _key(record, position)
-    if key is None:
-        return Fault(number, "the id column is neither a whole number nor a non-empty text", image=False)
+    solution = _solution_text(record.get("solution"), gold_column == "solution")
+    key_column = _column(record, INDEX_COLUMNS)
+    key = position if key_column is None else record[key_column]
+    if isinstance(key, bool) or not isinstance(key, (int, str)) or key == "":
+        return Fault(number, f"{key_column} is {key!r}: expected a whole number or a non-empty text", image=False)
+    if not all(_encodable(text) for text in (question, gold, solution, str(key))):
+        return Fault(number, "the text holds an unpaired surrogate, which no file can store: mend the escape in it", image=False)
     loaded = read_image(record[image_column])
     if isinstance(loaded, str):
         return Fault(number, loaded, image=True)
-    used = {question_column, gold_column, image_column, "solution", *INDEX_COLUMNS}
+    used = {question_column, gold_column, image_column, "solution", key_column}
     meta = {name: value for name, value in record.items() if name not in used}
-    return SourceRow(number, key, question, gold, _solution_text(record.get("solution")), loaded[0], loaded[1], meta)
+    return SourceRow(number, key, question, gold, solution, loaded[0], loaded[1], meta)
 
 
 def _column(record: dict[str, Any], names: Iterable[str]) -> str | None:
@@ -274,22 +278,21 @@ def _gold_text(value: Any) -> str | None:
     return (tagged[-1] if tagged else value).strip() or None
 
 
-def _solution_text(value: Any) -> str:
-    """The worked part of a solution: what stands before its last answer tag, without think tags."""
+def _solution_text(value: Any, is_gold: bool) -> str:
+    """The worked part of a solution: what stands before its last answer tag, without think tags; all of it where it has no such tag.
+
+    Where the column is also the gold's and has no tag, it is an answer and not a solution.
+    """
     if not isinstance(value, str):
         return ""
     tagged = list(_ANSWER.finditer(value))
-    return _THINK_TAG.sub("", value[: tagged[-1].start()]).strip() if tagged else ""
+    if not tagged and is_gold:
+        return ""
+    return _THINK_TAG.sub("", value[: tagged[-1].start()] if tagged else value).strip()
 
 
-def _key(record: dict[str, Any], position: int) -> int | str | None:
-    column = _column(record, INDEX_COLUMNS)
-    if column is None:
-        return position
-    value = record[column]
-    if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
-        return None
-    return value
+def _encodable(text: str) -> bool:
+    return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _embedded_image(value: Any) -> tuple[bytes, str] | str:
@@ -321,13 +324,16 @@ def image_finder(folder: Path) -> Callable[[str], Path | str]:
     `test/0.png` are different pictures.
     """
     index: dict[str, list[tuple[str, ...]]] | None = None
+    # The folder's name and not its path: the reasons go into manifests, which must not depend on where the files lay.
+    shown = f"{folder.resolve().name}/"
 
     def find(name: str) -> Path | str:
         nonlocal index
         parts = tuple(part for part in PurePosixPath(name.replace("\\", "/")).parts if part not in {"/", "..", "."})
         for start in range(len(parts)):
             path = folder.joinpath(*parts[start:])
-            if path.is_file():
+            # Not Path.is_file(), which raises on a name too long for the file system.
+            if os.path.isfile(path):  # noqa: PTH113
                 return path
         if not parts:
             return f"image {name!r} names no file"
@@ -338,9 +344,9 @@ def image_finder(folder: Path) -> Callable[[str], Path | str]:
         best = [found for count, found in ranked if count == longest]
         if longest < min(2, len(parts)):
             hint = f" (there is {'/'.join(best[0])}: if that is it, give its folder)" if best else ""
-            return f"image {name} is missing under {folder}{hint}"
+            return f"image {name} is missing under {shown}{hint}"
         if len(best) > 1:
-            return f"image {name} is ambiguous under {folder}: {', '.join('/'.join(found) for found in sorted(best)[:3])}"
+            return f"image {name} is ambiguous under {shown}: {', '.join('/'.join(found) for found in sorted(best)[:3])}"
         return folder.joinpath(*best[0])
 
     return find

@@ -66,9 +66,7 @@ def normalise(data: bytes) -> NormalImage:
     size, mode = source.size, source.mode
     picture, changes = flatten(source)
     picture, shaped = fit(picture)
-    return NormalImage(
-        encode_png(picture), pixel_hash(picture), picture.width, picture.height, size, mode, changes + shaped
-    )
+    return NormalImage(encode_png(picture), pixel_hash(picture), picture.width, picture.height, size, mode, changes + shaped)
 
 
 def decode(data: bytes) -> Image:

@@ -1,7 +1,8 @@
 """Makes `lmms-eval --tasks mr1_gr` work after installation, with no flag.
 
-lmms-eval (0.7.3) has an entry-point group for models only. Its callables run when `lmms_eval.models` is imported, which the command line does
-before it indexes tasks; ours returns no model and wraps `TaskManager.initialize_tasks`, so that our task folder is always part of the index.
+lmms-eval (0.7.3) has an entry-point group for models only. Its callables run when `lmms_eval.models` is imported, which the command
+line does before it indexes tasks. Ours returns no model and wraps `TaskManager.initialize_tasks`, so that our task folder is always part
+of the index.
 """
 
 from __future__ import annotations

@@ -82,9 +82,7 @@ def grade_r1v(task: TaskSpec | str, gold: str | int, text: str, *, time_limit: f
     return _WORKER.grade(str(gold), text, time_limit)
 
 
-def grade_r1v_many(
-    task: TaskSpec | str, items: Iterable[tuple[str | int, str]], *, time_limit: float = TIME_LIMIT_S
-) -> list[R1VScore]:
+def grade_r1v_many(task: TaskSpec | str, items: Iterable[tuple[str | int, str]], *, time_limit: float = TIME_LIMIT_S) -> list[R1VScore]:
     """Grade `(gold, text)` pairs in order; `time_limit` is seconds an item. See `grade_r1v`."""
     spec = get_spec(task) if isinstance(task, str) else task
     return [grade_r1v(spec, gold, text, time_limit=time_limit) for gold, text in items]
@@ -138,6 +136,9 @@ class _Worker:
                     return R1VScore(None, None, "timeout")
                 except _DiedError:
                     self._kill()
+                except BaseException:  # interrupted between question and answer: the next reader must not get this item's answer
+                    self._kill()
+                    raise
             return R1VScore(None, None, "crashed")
 
     def close(self) -> None:

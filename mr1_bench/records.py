@@ -46,7 +46,7 @@ def write_atomic(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         Path(name).chmod(0o644)
-        os.replace(name, path)
+        Path(name).replace(path)
     finally:
         Path(name).unlink(missing_ok=True)
 
@@ -84,7 +84,9 @@ def checkpoint_sha256(folder: Path) -> str:
     """
     files = sorted({path for pattern in _CHECKPOINT_FILES for path in folder.glob(pattern) if path.name not in _NOT_WEIGHTS})
     if not any(path.suffix == ".safetensors" for path in files):
-        raise RecordError(f"{folder} holds no *.safetensors weights; mr1-bench loads no pickled checkpoints. Convert it with save_pretrained.")
+        raise RecordError(
+            f"{folder} holds no *.safetensors weights; mr1-bench loads no pickled checkpoints. Convert it with save_pretrained."
+        )
     return sha256_json([(path.name, file_sha256(path)) for path in files])
 
 
@@ -166,7 +168,7 @@ def _read_items(path: Path) -> Iterator[Item]:
 
 def _plain_metrics(results: dict[str, Any]) -> dict[str, float]:
     """Turn `{"acc,none": 0.5, "acc_stderr,none": 0.1, "alias": ...}` into `{"acc": 0.5}`."""
-    values = {}
+    values: dict[str, float] = {}
     for key, value in results.items():
         name = key.partition(",")[0]
         if isinstance(value, int | float) and "_stderr" not in name and name != "samples":
@@ -180,14 +182,14 @@ def _read_results(path: Path, run: dict[str, Any] | None) -> Evaluation:
         raise RecordError(f"{path} is not a results file of lmms-eval: it has no object `results`")
     match = _RESULTS.fullmatch(path.name)
     stamp = match["stamp"] if match else ""
-    found = {task: path.parent / f"{stamp}_samples_{task}.jsonl" for task in content.get("configs", content["results"])}
+    found: dict[str, Path] = {task: path.parent / f"{stamp}_samples_{task}.jsonl" for task in content.get("configs") or content["results"]}
     results = {task: metrics for task, values in content["results"].items() if (metrics := _plain_metrics(values)) and task in found}
-    arguments = dict(pair.split("=", 1) for pair in str(content.get("config", {}).get("model_args") or "").split(",") if "=" in pair)
-    model = run["model"]["path"] if run else arguments.get("pretrained") or arguments.get("model") or str(content.get("model_name") or path.parent)
-    if run:
-        training = run["model"]["training"]
-    else:
-        training = training_of(Path(model)) if Path(model).is_dir() else None
+    pairs = str(content.get("config", {}).get("model_args") or "").split(",")
+    arguments = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    plain = arguments.get("pretrained") or arguments.get("model") or str(content.get("model_name") or path.parent)
+    model = run["model"]["path"] if run else plain
+    recorded = run["model"]["training"] if run else None
+    training = training_of(Path(model)) if run is None and Path(model).is_dir() else recorded
     return Evaluation(path.parent, model, training, run, results, {task: file for task, file in found.items() if file.is_file()})
 
 

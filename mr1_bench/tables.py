@@ -10,6 +10,11 @@ def _width(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
 
 
+def percent(value: float, low: float, high: float, sign: str = "") -> str:
+    """Return a share and its interval in per cent, as `63.0 [55.5, 70.1]`; `sign="+"` marks positive numbers too."""
+    return f"{100 * value:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+
+
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
     """Return the table as text, one line a row.
 

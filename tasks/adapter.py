@@ -14,6 +14,7 @@ from mr1_bench import data, prompts
 from mr1_bench.grading import grade
 from mr1_bench.r1v import grade_r1v
 from mr1_bench.specs import TaskSpec, get_spec
+from mr1_bench.tasks import embedded
 
 
 def doc_to_visual(doc: dict[str, Any]) -> list[Any]:
@@ -54,7 +55,7 @@ def dataset_kwargs(spec: TaskSpec) -> dict[str, Any]:
         DataAbsentError: the data is not in the data directory; the message says how to get it.
     """
     try:
-        path = data.parquet_path(spec.data, spec.split, level=spec.level)
+        path = embedded.parquet_path(spec) if spec.synthetic else data.parquet_path(spec.data, spec.split)
     except data.DataAbsentError as error:
         logger.error(str(error))  # lmms-eval wraps the exception; this line is what its user reads
         raise

@@ -1,8 +1,8 @@
 """`mr1-bench eval`: runs lmms-eval in this process and keeps a run record that can be trusted.
 
-lmms-eval's own command exits 0 when a task is missing or the evaluation failed, keeps nothing when it is killed, and may serve cached answers
-of weights that are gone. This command has a true exit code, goes on where it was, and records what each number was made from. It must not know
-how answers are graded: the tasks do that.
+lmms-eval's own command exits 0 when a task is missing or the evaluation failed, keeps nothing when it is killed, and may serve cached
+answers of weights that are gone. This command has a true exit code, goes on where it was, and records what each number was made from. It
+must not know how answers are graded: the tasks do that.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 from mr1_bench import data, prompts, records, stats
 from mr1_bench.errors import UserError
 from mr1_bench.specs import GROUPS, SPECS, TaskSpec, expand, get_spec
-from mr1_bench.tables import print_table
+from mr1_bench.tables import percent, print_table
 
 HELP = "Evaluate a checkpoint with lmms-eval, resumably, and write a run record."
 
@@ -54,7 +54,9 @@ class EvalConfig:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("--model", required=True, help="checkpoint folder, or a model's name on the hub")
-    parser.add_argument("--tasks", required=True, help="tasks or groups, comma-separated: mr1, mr1_synth, mr1_gr, … (see `mr1-bench tasks`)")
+    parser.add_argument(
+        "--tasks", required=True, help="tasks or groups, comma-separated: mr1, mr1_synth, mr1_gr, … (see `mr1-bench tasks`)"
+    )
     parser.add_argument("--out", type=Path, required=True, help="run folder; the record goes to OUT/eval/NAME/")
     parser.add_argument("--name", help="name of the record (default: made from tasks and identity, so that no record overwrites another)")
     parser.add_argument("--backend", default="hf", help="hf (by the model's type), vllm, or any model of lmms-eval (default: %(default)s)")
@@ -65,7 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of sampling (default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, … (default: cuda where there is one)")
-    parser.add_argument("--max-pixels", type=int, default=NO_PIXEL_CAP, help="largest image in pixels (default: %(default)s, in effect no cap)")
+    parser.add_argument(
+        "--max-pixels", type=int, default=NO_PIXEL_CAP, help="largest image in pixels (default: %(default)s, in effect no cap)"
+    )
     parser.add_argument("--include-path", type=Path, help="folder with further lmms-eval tasks")
     parser.add_argument("--verbose", action="store_true", help="show lmms-eval's own log")
 
@@ -131,12 +135,12 @@ def _task_facts(name: str, config: EvalConfig) -> dict[str, Any]:
     if name not in _OUR_NAMES:
         return {"task": name, "limit": config.limit}
     spec = get_spec(name)
-    size = data.count(spec.data, spec.split, level=spec.level)
+    kwargs = {"level": spec.level, "n": spec.size} if spec.level else {}
     return {
         "task": name,
         "limit": config.limit,
-        "size": size,
-        "dataset_sha256": data.dataset_hash(spec.data, spec.split, level=spec.level),
+        "size": len(data.load(spec.data, spec.split, **kwargs)),
+        "dataset_sha256": data.dataset_hash(spec.data, spec.split, **kwargs),
         "prompt": spec.prompt,
         "prompt_sha256": prompts.prompt_hash(spec.prompt),
         "decoding": {"max_new_tokens": spec.max_new_tokens, "temperature": config.temperature, "top_p": config.top_p},
@@ -206,7 +210,14 @@ def _run_lmms_eval(
     model = lmms_eval.models.get_model(backend)(**_model_arguments(backend, checkpoint, config))
     tokenizer = getattr(model, "tokenizer", None)
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     made = 0
     generate_seconds = 0.0
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
@@ -263,7 +274,9 @@ def _run_lmms_eval(
     results["mr1"] = {"made": made, "seconds": generate_seconds, "answers": answers, "stamp": stamp}
     # lmms-eval's writers change the samples, append to what is there and swallow their errors: keep ours, and check theirs.
     kept = {task: [dict(row) for row in rows] for task, rows in samples.items()}
-    tracker.save_results_aggregated(results={key: value for key, value in results.items() if key != "mr1"}, samples=samples, datetime_str=stamp)
+    tracker.save_results_aggregated(
+        results={key: value for key, value in results.items() if key != "mr1"}, samples=samples, datetime_str=stamp
+    )
     for task in results["configs"]:
         tracker.save_results_samples(task_name=task, samples=samples[task])
         written = folder / f"{stamp}_samples_{task}.jsonl"
@@ -281,7 +294,8 @@ def _score_task(name: str, rows: list[dict[str, Any]], answers: dict[str, Any], 
         values = [row[metric] for row in rows if metric in row]
         if values:
             k = round(sum(values))
-            entry["metrics"][metric] = {"value": k / len(values), "k": k, "n": len(values), "interval": stats.wilson(k, len(values))}
+            entry["metrics"][metric] = {"value": k / len(values), "k": k, "n": len(values)}
+            entry["metrics"][metric] |= dict(zip(("low", "high"), stats.wilson(k, len(values)), strict=True))
     tokens = [answer["tokens"] for key, answer in answers.items() if key.startswith(f"{name}/")]
     entry["tokens"] = {"completion": sum(tokens), "mean": sum(tokens) / max(len(tokens), 1), "longest": max(tokens, default=0)}
     entry["cut_off"] = sum(count >= spec.max_new_tokens for count in tokens)
@@ -300,25 +314,31 @@ def _score_repeats(spec: TaskSpec, rows: list[dict[str, Any]], answers: dict[str
     for row in rows:
         texts = [answers[f"{spec.name}/{row['doc_id']}/{repeat}"]["text"] for repeat in range(config.repeats)]
         correct.append([grade(spec, str(row["target"]), text).correct for text in texts])
-    summary = stats.repeated(correct, seed=config.seed)
-    return {"n": config.repeats, **asdict(summary)}
+    pass_at = stats.pass_at_k(correct, config.repeats)
+    return {"n": config.repeats, "avg": asdict(stats.avg_at_n(correct)), "pass": asdict(pass_at)}
+
+
+def _percent(estimate: dict[str, Any]) -> str:
+    return percent(estimate["value"], estimate["low"], estimate["high"])
 
 
 def _print_results(run: dict[str, Any], folder: Path) -> None:
     rows = []
     for name, entry in run["tasks"].items():
         metrics = entry.get("metrics", {})
-        cells = [name, str(entry.get("n", "")), stats.percent_interval(metrics["acc"]) if "acc" in metrics else ""]
+        cells = [name, str(entry.get("n", "")), _percent(metrics["acc"]) if "acc" in metrics else ""]
         cells += [f"{100 * metrics[key]['value']:.1f}" if key in metrics else "" for key in ("acc_r1v", "format", "answered")]
         rows.append([*cells, f"{entry['tokens']['mean']:.0f}" if "tokens" in entry else "", str(entry.get("cut_off", ""))])
     for group, mean in run["groups"].items():
         cells = [f"{100 * mean[key]:.1f}" if key in mean else "" for key in ("acc", "acc_r1v", "format", "answered")]
         rows.append([f"{group} (mean of tasks)", "", *cells, "", ""])
-    print_table(["task", "items", "acc % [95 %]", "acc_r1v %", "format %", "answered %", "tokens", "cut off"], rows, right={1, 3, 4, 5, 6, 7})
+    print_table(
+        ["task", "items", "acc % [95 %]", "acc_r1v %", "format %", "answered %", "tokens", "cut off"], rows, right={1, 3, 4, 5, 6, 7}
+    )
     for name, entry in run["tasks"].items():
         if "repeats" in entry:
             r = entry["repeats"]
-            print(f"{name}: avg@{r['n']} {stats.percent_interval(r['avg'])}, pass@{r['n']} {stats.percent_interval(r['pass_at'])}")
+            print(f"{name}: avg@{r['n']} {_percent(r['avg'])}, pass@{r['n']} {_percent(r['pass'])}")
         elif "foreign" in entry:
             print(f"{name}: {', '.join(f'{metric} {value:.4g}' for metric, value in entry['foreign'].items())}")
     print(f"\nrecord: {folder}")
@@ -330,12 +350,23 @@ def run(args: argparse.Namespace) -> int:
     names = expand(args.tasks)
     if not names:
         raise UserError("--tasks names no task")
+    _quiet(args.verbose)
     checkpoint = resolve_model(args.model)
     backend = _choose_backend(args.backend, checkpoint)
     training = records.training_of(checkpoint)
     weights = records.checkpoint_sha256(checkpoint)
     config = EvalConfig(
-        args.model, args.tasks, backend, args.batch_size, args.limit, args.repeats, args.temperature, args.top_p, args.seed, args.device or _default_device(), args.max_pixels
+        args.model,
+        args.tasks,
+        backend,
+        args.batch_size,
+        args.limit,
+        args.repeats,
+        args.temperature,
+        args.top_p,
+        args.seed,
+        args.device or _default_device(),
+        args.max_pixels,
     )
     facts = {name: _task_facts(name, config) for name in names}
     versions = records.package_versions()
@@ -345,26 +376,30 @@ def run(args: argparse.Namespace) -> int:
     if (folder / "run.json").is_file():
         previous = records.read_json(folder / "run.json")
         if previous.get("identity") != identity:
-            raise UserError(f"{folder} holds another evaluation (other weights, data, prompt, decoding or versions); choose another --name or --out")
+            raise UserError(
+                f"{folder} holds another evaluation (other weights, data, prompt, decoding or versions); choose another --name or --out"
+            )
         print("already complete, nothing to do\n", file=sys.stderr)
         _print_results(previous, folder)
         return 0
 
     for leftover in [*folder.glob("*_results.json"), *folder.glob("*_samples_*.jsonl")]:
         leftover.unlink()  # of a run that was killed while it wrote; its answers are in the journal
-    _quiet(args.verbose)
     start = time.perf_counter()
     started = datetime.now(UTC).isoformat(timespec="seconds")
     results = _run_lmms_eval(config, names, checkpoint, backend, folder, identity, args.include_path)
     own = results["mr1"]
 
     entries: dict[str, Any] = {}
-    for name, rows in results["samples"].items():
+    for name, rows in sorted(results["samples"].items(), key=lambda pair: names.index(pair[0]) if pair[0] in names else len(names)):
         if name in _OUR_NAMES:
             entries[name] = facts[name] | _score_task(name, rows, own["answers"], config)
         else:
             values = {key.partition(",")[0]: value for key, value in results["results"][name].items() if isinstance(value, float)}
-            entries[name] = facts.get(name, {}) | {"n": len(rows), "foreign": {key: value for key, value in values.items() if "_stderr" not in key}}
+            entries[name] = facts.get(name, {}) | {
+                "n": len(rows),
+                "foreign": {key: value for key, value in values.items() if "_stderr" not in key},
+            }
     groups = {}
     for group in args.tasks.split(","):
         members = [entries[name]["metrics"] for name in GROUPS.get(group, ()) if "metrics" in entries.get(name, {})]

@@ -46,7 +46,9 @@ class Journal:
             if row is None:  # the process was killed in the middle of this line
                 break
             if number == 0 and row.get("identity") != identity:
-                raise UserError(f"{path} belongs to another evaluation (other weights, data, prompt or decoding); choose another --out or --name")
+                raise UserError(
+                    f"{path} belongs to another evaluation (other weights, data, prompt or decoding); choose another --out or --name"
+                )
             self.answers.update(row.get("answers", {}))
             kept += line
         path.parent.mkdir(parents=True, exist_ok=True)

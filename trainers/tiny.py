@@ -7,7 +7,6 @@ trained or scored. `build` writes an untrained checkpoint; deterministic in its 
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -168,10 +167,12 @@ def build(out: Path, seed: int = 0) -> Path:
         UserError: `out` exists.
     """
     import torch
+    import transformers
     from transformers import GenerationConfig, Qwen2VLForConditionalGeneration
 
     if out.exists():
         raise UserError(f"{out} exists; name a folder that does not, or remove it")
+    transformers.logging.disable_progress_bar()
     processor = build_processor()
     tokenizer = processor.tokenizer
     with torch.random.fork_rng(devices=[]):
@@ -186,7 +187,7 @@ def build(out: Path, seed: int = 0) -> Path:
         model.save_pretrained(partial, safe_serialization=True)
         processor.save_pretrained(partial)
         partial.chmod(0o755)
-        os.replace(partial, out)
+        partial.replace(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out

@@ -31,7 +31,9 @@ def run(args: argparse.Namespace) -> int:
     elif args.json:
         print(json.dumps({"tasks": [asdict(spec) for spec in SPECS], "groups": {name: list(of) for name, of in GROUPS.items()}}, indent=2))
     else:
-        print_table(["task", "data", "split", "items", "prompt", "answer", "metric", "chance"], [_row(spec) for spec in SPECS], right={3, 7})
+        print_table(
+            ["task", "data", "split", "items", "prompt", "answer", "metric", "chance"], [_row(spec) for spec in SPECS], right={3, 7}
+        )
         print()
         print_table(["group", "tasks"], [[name, ", ".join(members)] for name, members in GROUPS.items()])
     return 0

@@ -14,6 +14,7 @@ from mr1_bench.synth.item import Split, SynthItem, item_id
 from mr1_bench.synth.query import Query, answer, matches, question_text, solution_text
 from mr1_bench.synth.rng import Rng, balanced_choice, item_rng, split_of
 from mr1_bench.synth.scene import (
+    LIGHTS,
     VALUES,
     Look,
     SceneObject,
@@ -59,7 +60,7 @@ class Level:
 _ONE = ("count_color", "count_shape", "count_size", "count_material")
 
 LEVEL_PLANS: dict[int, Level] = {
-    1: Level(6, 2, 1.0, 0.015, {"count_all": range(1, 7), "count_color": range(5), "count_shape": range(5)}),
+    1: Level(6, 2, 1.0, 0.015, {"count_all": range(1, 7), "count_color": range(5), "count_size": range(5)}),
     2: Level(8, 3, 0.85, None, {"count_all": range(1, 9), **dict.fromkeys(_ONE, range(6))}),
     3: Level(9, 4, 0.8, None, {"count_all": range(3, 10), **dict.fromkeys(_ONE, range(1, 6)), "count_two": range(5)}),
     4: Level(10, 6, 0.7, None, {"count_all": range(5, 11), "count_two": range(6), "count_more": range(1, 6), "count_same": range(5)}),
@@ -195,7 +196,7 @@ def _stand(rng: Rng, look: Look) -> SceneObject:
         size=look["size"],
         material=look["material"],
         u=rng.randint(-76, 76),
-        v=rng.randint(-66, 96),
+        v=rng.randint(-84, 92),
         yaw=10 * rng.randint(0, 8) if look["shape"] == "cube" else 0,
     )
 

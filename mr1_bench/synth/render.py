@@ -19,7 +19,7 @@ from mr1_bench.synth.scene import CAMERA_COS, CAMERA_DISTANCE, CAMERA_SIN, GRID,
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Array = NDArray[np.float32]
+    Array = NDArray[np.floating[Any]]
 
 RGB: dict[str, tuple[int, int, int]] = {
     "gray": (87, 87, 87),
@@ -116,7 +116,8 @@ def _surface(shape: str, yaw: int, elevation: int, resolution: int) -> tuple[Arr
 
 
 def _lamp(direction: Array, lamp: Array, sharpness: float) -> Array:
-    return np.clip((direction * lamp).sum(-1), 0, 1) ** sharpness
+    facing: Array = np.clip((direction * lamp).sum(-1), 0, 1)
+    return np.power(facing, sharpness)
 
 
 def _rubber(normal: Array, forward: Array, ground: Array) -> tuple[Array, Array]:
@@ -158,7 +159,8 @@ def _shading(shape: str, material: str, yaw: int, elevation: int, resolution: in
     cover = hit.astype(np.float32)
 
     def shrink(plane: Array) -> Array:
-        return plane.reshape(resolution, 2, resolution, 2).mean((1, 3), dtype=np.float32)
+        mean: Array = plane.reshape(resolution, 2, resolution, 2).mean((1, 3), dtype=np.float32)
+        return mean
 
     share = shrink(cover)
     weight = np.maximum(share, 1e-6)

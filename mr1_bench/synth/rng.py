@@ -43,7 +43,7 @@ class Rng:
         return self.random() < probability
 
     def choice(self, options: Sequence[T]) -> T:
-        """Draw one of `options`."""
+        """Draw one of `options`; an empty sequence raises ValueError."""
         return options[self.randint(0, len(options) - 1)]
 
     def shuffled(self, options: Sequence[T]) -> list[T]:
@@ -75,7 +75,12 @@ def balanced_choice(options: Sequence[T], task: str, split: str, level: int, see
 
     The order within a run is shuffled, so an answer cannot be guessed from the index. Use another `salt` for a second,
     independent choice (an answer, then a family).
+
+    Raises:
+        ValueError: there are no options.
     """
+    if not options:
+        raise ValueError(f"nothing to choose from for {task} item {index} ({split}, level {level}, {salt}): give at least one option")
     block, place = divmod(index, len(options))
     return Rng(_key("block", salt, task, split, level, seed, block)).shuffled(options)[place]
 
