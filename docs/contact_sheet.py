@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from mr1_bench.synth import FAMILIES, LEVELS, Family, SynthItem, make_item
 from mr1_bench.synth.diagram import font
 
-_PICTURE, _MARGIN, _TEXT, _COLUMNS, _HEAD = 224, 14, 92, 6, 26
+_PICTURE, _MARGIN, _TEXT, _COLUMNS, _HEAD = 224, 14, 108, 6, 26
 _IMAGES = Path(__file__).resolve().parent / "images"
 
 
@@ -56,8 +56,8 @@ def sheet(task: Family) -> Image.Image:
             image.paste(item.draw(_PICTURE), (left, top + _HEAD))
             pen.rectangle((left - 1, top + _HEAD - 1, left + _PICTURE, top + _HEAD + _PICTURE), outline=(190, 190, 190))
             lines = wrap(item.question, small, _PICTURE)
-            if len(lines) > 4:
-                lines = [*lines[:3], lines[3] + " …"]
+            if len(lines) > 5:
+                lines = [*lines[:4], lines[4] + " ..."]
             y = top + _HEAD + _PICTURE + 4
             for line in lines:
                 pen.text((left, y), line, fill=(40, 40, 40), font=small)

@@ -17,7 +17,7 @@ from mr1_bench.lexing import Token, cut, unify
 from mr1_bench.quantities import FUNCTIONS, Quantity, Reason, UnreadableError, equal, is_rounding, render, render_units
 from mr1_bench.units import DEGREE, Unit, power, product, unit_of_word
 
-MAX_ANSWER_CHARS = 4096
+MAX_ANSWER_CHARS = 2000
 """Longest answer that is read, in characters; a longer one is no short answer and is unparseable."""
 
 MAX_VALUES = 16
@@ -62,7 +62,7 @@ class _Run:
     after_prose: bool
 
 
-_PLAIN = re.compile(r"\s*(-?[0-9]{1,15}(?:\.[0-9]{1,15})?)\s*(°)?\.?\s*")
+_PLAIN = re.compile(r"(-?[0-9]{1,15}(?:\.[0-9]{1,15})?) ?(°)?\.?")
 _BOXED = re.compile(r"\\f?box(?:ed)?\s*\{")
 _NUMBERS = frozenset({"NUM", "PI"})
 _VALUE_ENDS = frozenset({"NUM", "PI", "CLOSE", "PCT"})
@@ -71,8 +71,8 @@ _ROOT_WORDS = frozenset({"sqrt", "cbrt"})
 _FACTOR_STARTS = frozenset({"NUM", "PI", "ROOT", "FRAC", "OPEN"})
 # Words that make another value of the number beside them.
 _MODIFIER_WORDS = (
-    "root times twice thrice half double triple squared cubed over plus minus multiplied divided negative not isn't than between least most"
-    " hundred thousand million dozen 不 非 倍 半 百 万 亿"
+    "root times twice thrice half double triple squared cubed over plus minus multiplied divided negative not isn't than least most"
+    " hundred thousand million dozen 不 非 倍 百 万 亿"
 )
 _MODIFIERS = frozenset(_MODIFIER_WORDS.split())
 _CARDINALS = (
@@ -98,6 +98,7 @@ def read_answer(text: str, *, counting: bool = False) -> Reading:
         text: an answer without tags, or a gold.
         counting: also understand number words (`four items`, `四个`) and take capitals after a number for words.
     """
+    text = text.strip()
     plain = _PLAIN.fullmatch(text)
     if plain:
         quantity = number_of(plain.group(1).lstrip("-"))
@@ -144,7 +145,10 @@ def _read(text: str, counting: bool) -> Reading:
         if compact(text) in _NOTHING:
             return Reading((number_of("0"),))
         text = _CHINESE_COUNT.sub(lambda match: f" {_chinese_number(match.group(1))} ", text)
-    tokens = cut(unify(text))
+    unified = unify(text)
+    if len(unified) > 2 * MAX_ANSWER_CHARS:
+        return Reading((), "bounds")
+    tokens = cut(unified)
     try:
         quantities = _collect(_split(tokens, counting), counting)
     except UnreadableError as error:

@@ -168,8 +168,9 @@ def read_manifest(name: str, directory: Path | None = None) -> dict[str, SplitIn
 
 
 def _parse_info(entry: dict[str, Any]) -> SplitInfo:
-    fields = {name: entry[name] for name in ("rows", "sha256", "content_hash", "golds_hash", "meta_hash")}
-    return SplitInfo(**fields, **{name: tuple(entry[name]) for name in ("sources", "skipped", "duplicates")})
+    fields: dict[str, Any] = {name: entry[name] for name in ("rows", "sha256", "content_hash", "golds_hash", "meta_hash")}
+    fields |= {name: tuple(entry[name]) for name in ("sources", "skipped", "duplicates")}
+    return SplitInfo(**fields)
 
 
 def read_info(name: str, split: str, directory: Path | None = None) -> SplitInfo:
@@ -261,17 +262,17 @@ _HOW_TO_GET = {
         "superclevr_test200_counting_problems.jsonl --images DIR`, where DIR holds superCLEVR_new_025000.png and the others."
     ),
     ("gr", "test"): (
-        "Take `src/eval/prompts/geoqa_test_prompts.jsonl` from the repository Deep-Agent/R1-V and the image archive (images.zip) of the data "
-        "set Luckyjhg/Geo170K, then run `mr1-bench data build gr --prompts geoqa_test_prompts.jsonl --images DIR`, where DIR is the "
+        "Take `src/eval/prompts/geoqa_test_prompts.jsonl` from the repository Deep-Agent/R1-V and the image archive (images.zip) of the "
+        "data set Luckyjhg/Geo170K, then run `mr1-bench data build gr --prompts geoqa_test_prompts.jsonl --images DIR`, where DIR is the "
         "unpacked archive or its images/test folder."
     ),
     ("vc", "train"): (
-        "With a network run `mr1-bench data build vc-train`, which fetches leonardPKU/clevr_cogen_a_train (70k items, several GB). Without one, "
-        "bring that data set's parquet files here and run `mr1-bench data build vc-train --folder DIR`."
+        "With a network run `mr1-bench data build vc-train`, which fetches leonardPKU/clevr_cogen_a_train (70k items, several GB). Without "
+        "one, bring that data set's parquet files here and run `mr1-bench data build vc-train --folder DIR`."
     ),
     ("gr", "train"): (
-        "With a network run `mr1-bench data build gr-train`, which fetches leonardPKU/GEOQA_R1V_Train_8K (8k items). Without one, bring that "
-        "data set's parquet files here and run `mr1-bench data build gr-train --folder DIR`."
+        "With a network run `mr1-bench data build gr-train`, which fetches leonardPKU/GEOQA_R1V_Train_8K (8k items). Without one, bring "
+        "that data set's parquet files here and run `mr1-bench data build gr-train --folder DIR`."
     ),
 }
 

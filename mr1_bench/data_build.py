@@ -225,7 +225,7 @@ def _record(row: SourceRow | Fault, name: str, split: str, tally: _Tally) -> dic
         return None
     meta = json.dumps(_meta(row, picture), sort_keys=True, default=_describe)
     _note(row, identity, picture, meta, tally)
-    image = {"bytes": picture.png, "path": Path(row.image_name).with_suffix(".png").name or f"{identity}.png"}
+    image = {"bytes": picture.png, "path": f"{Path(row.image_name).stem or identity}.png"}
     return {"id": identity, "question": row.question, "gold": row.gold, "image": image, "solution": row.solution, "meta": meta}
 
 

@@ -151,10 +151,10 @@ def open_hub(name: str, split: str) -> Source:
     from huggingface_hub.errors import HfHubHTTPError
 
     # The hub's error is a subclass of its HTTP client's base error, which is another library in each major version.
-    http_error = HfHubHTTPError.__mro__[1]
+    network_errors: tuple[type[Exception], ...] = (OSError, *(kind for kind in HfHubHTTPError.__mro__[:2] if issubclass(kind, Exception)))
     try:
         folder = Path(snapshot_download(name, repo_type="dataset", allow_patterns=["*.parquet"]))
-    except (OSError, HfHubHTTPError, http_error) as error:
+    except network_errors as error:
         raise UserError(
             f"{name} cannot be fetched ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no detail'}). On a machine "
             f"with a network run `hf download {name} --repo-type dataset --local-dir DIR`, bring DIR here, and add `--folder DIR` to "

@@ -36,6 +36,8 @@ MAX_NUMERAL = 60
 
 _ARC_MINUTE: Unit = (("arcmin", 1),)
 _ARC_SECOND: Unit = (("arcsec", 1),)
+# After degrees, minutes and seconds are parts of a degree.
+_ARC_PARTS: dict[Unit | None, Unit] = {(("min", 1),): _ARC_MINUTE, (("s", 1),): _ARC_SECOND}
 _PI = from_float(math.pi)
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 _STARTS = frozenset({"NUM", "PI", "ROOT", "FRAC", "FUNC", "OPEN"})
@@ -120,6 +122,9 @@ class _Reader:
             return True
         if symbol.kind == "OPEN" and after.kind == "NAME" and self.peek(2).kind == "CLOSE":
             self.at += 3
+            return True
+        if symbol.kind == "NAME" and len(symbol.text) == 1 and after.kind == "CLOSE":
+            self.at += 2
             return True
         if symbol.kind != "NAME":
             return False
@@ -213,8 +218,8 @@ class _Reader:
                 smaller: Unit | None = _ARC_MINUTE if sign.text == "'" else _ARC_SECOND
             elif unit in (DEGREE, _ARC_MINUTE) and (sign.kind == "QUOTE" or sign.text == "''"):
                 smaller = _ARC_SECOND
-            elif unit in (DEGREE, _ARC_MINUTE) and sign.kind == "UNIT" and sign.text in "分秒":
-                smaller = _ARC_MINUTE if sign.text == "分" else _ARC_SECOND
+            elif unit in (DEGREE, _ARC_MINUTE) and sign.unit in _ARC_PARTS:
+                smaller = _ARC_PARTS[sign.unit]
             else:
                 smaller = sign.unit if sign.kind == "UNIT" else None
             factor = conversion(smaller, unit) if smaller else None

@@ -52,6 +52,8 @@ class _Gold:
 
 _OPEN, _CLOSE, _THINK_OPEN, _THINK_CLOSE = "<answer>", "</answer>", "<think>", "</think>"
 _HINGE = re.compile(r"</think>\s*+<answer>")
+# What missing cells of a table turn into as text.
+_ABSENT = frozenset({"nan", "none", "null", "<na>"})
 _WORDY: tuple[str, ...] = ("no_value", "algebra", "relation", "ratio")
 
 
@@ -129,7 +131,7 @@ def _read_gold(gold: str, counting: bool) -> _Gold | None:
     if reading.quantities:
         return _Gold(reading.quantities)
     text = compact(gold if block is None else block)
-    wordy = reading.failure in _WORDY and any(sign.isalnum() for sign in text)
+    wordy = reading.failure in _WORDY and text not in _ABSENT and any(sign.isalnum() for sign in text)
     return _Gold(text=text) if wordy and not counting else None
 
 

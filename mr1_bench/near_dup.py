@@ -46,14 +46,16 @@ class NearDuplicate:
     """A test item and a training item that are near each other.
 
     Attributes:
-        kind: `duplicate`, same picture and numbers, and the same question or one retold; `image`, the same picture with another question; `text`, the same wording and
-            numbers with another picture; `template`, the same wording with other numbers and another picture.
+        kind: `duplicate`, same picture and numbers, and the same question or one retold; `image`, the same picture with another
+            question; `text`, the same wording and numbers with another picture; `template`, the same wording with other numbers and
+            another picture.
         test_id: the test item.
         train_id: the training item; for `text` and `template` the nearest of `matches`.
         text_similarity: Jaccard similarity of the wordings' shingles, 0 to 1.
         image_similarity: correlation of the pictures, -1 to 1.
         same_numbers: whether the questions hold the same numbers.
-        matches: how many training items are near this test item in this way; always 1 for `duplicate` and `image`, which have an entry a pair.
+        matches: how many training items are near this test item in this way; always 1 for `duplicate` and `image`, which have an
+            entry a pair.
     """
 
     kind: Kind

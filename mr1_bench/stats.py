@@ -7,10 +7,9 @@ normal quantile is the standard library's; scipy is imported inside the function
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, stdev
-from typing import Any
 
 LEVEL = 0.95
 """Confidence level of every interval unless told otherwise."""
@@ -22,26 +21,15 @@ class Estimate:
 
     Attributes:
         value: the point estimate.
-        interval: lower and upper limit.
+        low: lower limit of the interval.
+        high: upper limit of the interval.
         n: number of independent units it rests on: items or seeds, not repeats of an item.
     """
 
     value: float
-    interval: tuple[float, float]
+    low: float
+    high: float
     n: int
-
-
-@dataclass(frozen=True, slots=True)
-class Repeated:
-    """What N samples an item say.
-
-    Attributes:
-        avg: avg@N, the mean share of right samples.
-        pass_at: pass@N, the share of items with at least one right sample.
-    """
-
-    avg: Estimate
-    pass_at: Estimate
 
 
 def wilson(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
@@ -102,31 +90,6 @@ def paired_difference(only_a: int, only_b: int, n: int, level: float = LEVEL) ->
     return max(-1.0, gap - half), min(1.0, gap + half)
 
 
-def paired_difference(only_a: int, only_b: int, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """Return the interval of the difference of two shares measured on the same items, a minus b, as two numbers between -1 and 1.
-
-    Source: Agresti and Min 2005, "Simple improved confidence intervals for comparing matched proportions", Statistics in Medicine
-    24:729-740: Wald's interval after adding 1/2 to each of the four cells.
-
-    Args:
-        only_a: items right in a and wrong in b.
-        only_b: items right in b and wrong in a.
-        n: items altogether.
-        level: confidence level between 0 and 1.
-
-    Raises:
-        ValueError: n is not positive, a count is negative or both exceed n, or the level is not between 0 and 1.
-    """
-    _check_counts(only_a + only_b, n)
-    if min(only_a, only_b) < 0:
-        raise ValueError(f"counts of items cannot be negative: {only_a} and {only_b}")
-    _check_level(level)
-    a, b, total = only_a + 0.5, only_b + 0.5, n + 2
-    centre = (a - b) / total
-    half = NormalDist().inv_cdf(0.5 + level / 2) * math.sqrt(a + b - (a - b) ** 2 / total) / total
-    return max(-1.0, centre - half), min(1.0, centre + half)
-
-
 def mean_over_seeds(values: Sequence[float], level: float = LEVEL) -> Estimate:
     """Return the mean of one number a training seed, with Student's t interval: mean ± t(n-1)·s/√n.
 
@@ -147,7 +110,7 @@ def mean_over_seeds(values: Sequence[float], level: float = LEVEL) -> Estimate:
 
     mean = fmean(values)
     half = float(stdtrit(len(values) - 1, 0.5 + level / 2)) * stdev(values) / math.sqrt(len(values))
-    return Estimate(mean, (mean - half, mean + half), len(values))
+    return Estimate(mean, mean - half, mean + half, len(values))
 
 
 def avg_at_n(correct: Sequence[Sequence[bool]], level: float = LEVEL) -> Estimate:
@@ -189,19 +152,6 @@ def pass_at_k(correct: Sequence[Sequence[bool]], k: int, level: float = LEVEL) -
     return _clustered(chances, sum(len(item) // k for item in correct), level)
 
 
-def repeated(correct: Sequence[Sequence[bool]], level: float = LEVEL) -> Repeated:
-    """Return avg@N and pass@N of items that have N samples each.
-
-    Raises:
-        ValueError: there is no item, or the items differ in their number of samples.
-    """
-    _check_items(correct, 1)
-    counts = {len(item) for item in correct}
-    if len(counts) > 1:
-        raise ValueError(f"items with {min(counts)} to {max(counts)} samples: avg@N and pass@N need the same N for every item")
-    return Repeated(avg_at_n(correct, level), pass_at_k(correct, counts.pop(), level))
-
-
 def mcnemar(only_a: int, only_b: int) -> float:
     """Return the two-sided p-value of the exact McNemar test: do two graders, or two models, differ on the same items?
 
@@ -222,15 +172,6 @@ def mcnemar(only_a: int, only_b: int) -> float:
     from scipy.stats import binomtest
 
     return float(binomtest(only_a, only_a + only_b, 0.5).pvalue)
-
-
-def percent_interval(estimate: Estimate | Mapping[str, Any]) -> str:
-    """Return a share as text in per cent, `30.6 [27.4, 34.0]`; a mapping must have `value` and `interval`, as in a run record."""
-    if isinstance(estimate, Estimate):
-        value, (low, high) = estimate.value, estimate.interval
-    else:
-        value, (low, high) = estimate["value"], estimate["interval"]
-    return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _quantile(level: float) -> float:
@@ -277,4 +218,4 @@ def _clustered(item_values: Sequence[float], samples: int, level: float) -> Esti
         effective = float(samples)
     else:
         effective = min(float(samples), max(float(items), mean * (1 - mean) / variance))
-    return Estimate(mean, _wilson(mean, effective, level), items)
+    return Estimate(mean, *_wilson(mean, effective, level), items)

@@ -113,9 +113,8 @@ def test_large_sets_take_seconds() -> None:
     """5,000 x 750 distinct texts over shared pictures: the comparison must not be a loop over pairs."""
     pictures = [png(diagram(seed, 64)) for seed in range(20)]
     words = random.Random(0)
-    text = [
-        " ".join(words.choice("angle side line circle point figure degree equal chord arc".split()) for _ in range(25)) for _ in range(5750)
-    ]
+    vocabulary = ["angle", "side", "line", "circle", "point", "figure", "degree", "equal", "chord", "arc"]
+    text = [" ".join(words.choice(vocabulary) for _ in range(25)) for _ in range(5750)]
     train = [example(f"train-{k}", text[k], pictures[k % 10]) for k in range(5000)]
     test = [example(f"test-{k}", text[5000 + k], pictures[10 + k % 10]) for k in range(750)]
     start = time.perf_counter()

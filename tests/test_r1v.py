@@ -18,7 +18,7 @@ from mr1_bench import r1v
 from mr1_bench.r1v import R1VScore, R1VWorkerError, grade_r1v, grade_r1v_many
 from mr1_bench.specs import UnknownTaskError
 
-TOWER = "<answer>9^9^9^9</answer>"
+TOWER = "<answer> 9^9^9^9 </answer>"
 """math-verify reads it at once and then compares until its alarm rings."""
 
 ROOT = Path(__file__).parent.parent
@@ -83,8 +83,9 @@ def test_counting_is_linear(hostile):
 @pytest.mark.parametrize(
     ("gold", "text", "correct", "status"),
     [
-        ("140°", "<think>100</think><answer>140 </answer>", True, "answered"),
-        ("10√{2}", "<answer>10.0</answer>", True, "answered"),  # it reads 10 in the gold: facts of the protocol, not ours
+        ("140°", "<think>100</think><answer> 140 </answer>", True, "answered"),
+        ("10√{2}", "<answer> 10.0 </answer>", True, "answered"),  # it reads 10 in the gold: facts of the protocol, not ours
+        ("140°", "<think> 100 </think><answer>140</answer>", False, "answered"),  # nor a number that touches a tag
         ("√{3}", "<answer>√{3}</answer>", False, "bad_gold"),
         ("5", "no number", False, "no_answer"),
         ("4", "\ud800 4 \udfff", True, "answered"),

@@ -20,8 +20,8 @@ from mr1_bench.grading import Score, grade
 from mr1_bench.logs import FORMS, Log, LogRow, read_log
 from mr1_bench.r1v import R1VScore, R1VWorkerError, grade_r1v
 from mr1_bench.specs import TaskSpec, get_spec
-from mr1_bench.stats import Estimate, avg_at_n, percent_interval
-from mr1_bench.tables import print_table
+from mr1_bench.stats import Estimate, avg_at_n
+from mr1_bench.tables import percent, print_table
 
 HELP = f"""Grade logs of model outputs again. A log is {FORMS}. `acc` is our grader, `acc_r1v` the published one of the R1-V protocol
 (over the outputs on which it reaches a verdict), `format` the share in the think/answer form, `answered` the share with an answer."""
@@ -206,7 +206,16 @@ def _print_results(results: Sequence[LogScore]) -> None:
         ours, theirs = _disagreements(result)
         counts = ["", ""] if result.acc_r1v is None else [str(len(ours)), str(len(theirs))]
         shares = [_percent(result.acc_r1v), _percent(result.format), _percent(result.answered)]
-        rows.append([result.log.path.name, result.log.task, str(len(result.rows)), percent_interval(result.acc), *shares, *counts])
+        rows.append(
+            [
+                result.log.path.name,
+                result.log.task,
+                str(len(result.rows)),
+                percent(result.acc.value, result.acc.low, result.acc.high),
+                *shares,
+                *counts,
+            ]
+        )
     print_table(header, rows, right=set(range(2, len(header))))
     for result in results:
         for name, indices in zip(("ours", "R1-V"), _disagreements(result), strict=True):

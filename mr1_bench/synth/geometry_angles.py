@@ -50,7 +50,7 @@ def _sum_space(level: int) -> Sequence[Givens]:
     return [(a, b) for a, b in _two_angles(level, 25, 115, 25) if a + b >= 65]
 
 
-def _build_sum(g: Givens, rng: Rng, unit: str) -> Problem:
+def _build_sum(g: Givens, _rng: Rng, _unit: str) -> Problem:
     a, b = g
     c = 180 - a - b
     points = {"A": _ORIGIN, "B": (_BASE, 0.0), "C": apex(_BASE, a, b)}
@@ -77,7 +77,7 @@ def _exterior_space(level: int) -> Sequence[Givens]:
     return _two_angles(level, 25, 100, 40)
 
 
-def _build_exterior(g: Givens, rng: Rng, unit: str) -> Problem:
+def _build_exterior(g: Givens, _rng: Rng, _unit: str) -> Problem:
     a, b = g
     return Problem(
         premise="D is on the extension of BC of triangle ABC",
@@ -94,7 +94,7 @@ def _remote_space(level: int) -> Sequence[Givens]:
     return [(a + b, a) for a, b in _exterior_space(level)]
 
 
-def _build_remote(g: Givens, rng: Rng, unit: str) -> Problem:
+def _build_remote(g: Givens, _rng: Rng, _unit: str) -> Problem:
     exterior, a = g
     b = exterior - a
     return Problem(
@@ -102,7 +102,7 @@ def _build_remote(g: Givens, rng: Rng, unit: str) -> Problem:
         givens=(angle_given("ACD", exterior), angle_given("BAC", a, "A")),
         target="angle B",
         measure=_angle("ABC"),
-        steps=(f"The exterior angle ACD is angle A + angle B. {exterior} - {a} = {b}, so angle B = {b}°.",),
+        steps=(f"{exterior} - {a} = {b}, so angle B = {b}°.",),
         gold=f"{b}°",
         figure=_exterior_figure(a, b),
     )
@@ -113,21 +113,22 @@ def _build_remote(g: Givens, rng: Rng, unit: str) -> Problem:
 
 def _foot_isosceles_space(level: int) -> Sequence[Givens]:
     step = _step(level)
-    return [(y, c) for c in range(35, 71, step) for y in range(c + 15, 181 - c - 15, step) if abs(y - 90) <= 50]
+    return [(y, c) for c in range(40, 71, step) for y in range(c + 15, 166 - c, step)]
 
 
-def _build_foot_isosceles(g: Givens, rng: Rng, unit: str) -> Problem:
+def _build_foot_isosceles(g: Givens, _rng: Rng, _unit: str) -> Problem:
     y, c = g
+    gold = _answer_rest(g)
     top = apex(_BASE, c, c)
     foot = meet(top, polar(top, -y, 1.0), _ORIGIN, (1.0, 0.0))
     points = {"A": top, "B": _ORIGIN, "C": (_BASE, 0.0), "D": (foot[0], 0.0)}
     return Problem(
         premise="in triangle ABC, AB = AC, D is on BC",
-        givens=(angle_given("ADC", y), angle_given("ACB", c, "C")),
+        givens=(angle_given("ADB", y), angle_given("ACB", c, "C")),
         target="angle BAD",
         measure=_angle("BAD"),
-        steps=(f"Angle B = {c}°. {y} - {c} = {y - c}, so angle BAD = {y - c}°.",),
-        gold=f"{y - c}°",
+        steps=(f"Angle B = {c}°. 180 - {y} - {c} = {gold[:-1]}, so angle BAD = {gold}.",),
+        gold=gold,
         figure=Figure(points, segments=("AB", "BC", "CA", "AD"), ticks=(("AB", 1), ("AC", 1))),
         facts=(Measure("ratio", ("AB", "AC"), 1.0),),
     )
@@ -139,11 +140,11 @@ def _isosceles_figure(base: int, part: int) -> Figure:
     return Figure(points, segments=("AB", "BC", "CA", "BD"), ticks=(("AB", 1), ("AC", 1)))
 
 
-def _part_space(level: int) -> Sequence[Givens]:
+def _part_space(_level: int) -> Sequence[Givens]:
     return [(c, d) for c in range(40, 71) for d in range(22, c - 14)]
 
 
-def _build_part(g: Givens, rng: Rng, unit: str) -> Problem:
+def _build_part(g: Givens, _rng: Rng, _unit: str) -> Problem:
     c, d = g
     return Problem(
         premise="in triangle ABC, AB = AC, D is on AC",
@@ -157,7 +158,7 @@ def _build_part(g: Givens, rng: Rng, unit: str) -> Problem:
     )
 
 
-def _apex_space(level: int) -> Sequence[Givens]:
+def _apex_space(_level: int) -> Sequence[Givens]:
     return [(a, d) for a in range(40, 101, 2) for d in range(20, (180 - a) // 2 - 14)]
 
 
@@ -165,7 +166,7 @@ def _apex_answer(g: Givens) -> str:
     return f"{180 - g[1] - (180 - g[0]) // 2}°"
 
 
-def _build_apex(g: Givens, rng: Rng, unit: str) -> Problem:
+def _build_apex(g: Givens, _rng: Rng, _unit: str) -> Problem:
     a, d = g
     base = (180 - a) // 2
     gold = _apex_answer(g)
@@ -192,7 +193,7 @@ def _zigzag_space(level: int) -> Sequence[Givens]:
     return list(product(values, values))
 
 
-def _build_zigzag(g: Givens, rng: Rng, unit: str) -> Problem:
+def _build_zigzag(g: Givens, rng: Rng, _unit: str) -> Problem:
     a, c = g
     height = 7.0
     upper = rng.uniform(0.4, 0.6) * height
@@ -224,7 +225,7 @@ def _midline_space(level: int) -> Sequence[Givens]:
     return _two_angles(level, 35, 95, 35)
 
 
-def _build_corresponding(g: Givens, rng: Rng, unit: str) -> Problem:
+def _build_corresponding(g: Givens, rng: Rng, _unit: str) -> Problem:
     a, b = g
     e = 180 - a - b
     return Problem(
@@ -239,7 +240,7 @@ def _build_corresponding(g: Givens, rng: Rng, unit: str) -> Problem:
     )
 
 
-def _build_cointerior(g: Givens, rng: Rng, unit: str) -> Problem:
+def _build_cointerior(g: Givens, rng: Rng, _unit: str) -> Problem:
     a, b = g
     c = 180 - a - b
     return Problem(
@@ -265,7 +266,7 @@ def _rays_space(level: int) -> Sequence[Givens]:
     return [(a, b) for a in range(20, 61, step) for b in range(20, 71, step) if 2 * a + b <= 170]
 
 
-def _build_rays(g: Givens, rng: Rng, unit: str) -> Problem:
+def _build_rays(g: Givens, _rng: Rng, _unit: str) -> Problem:
     a, b = g
     turns = {"A": 0, "C": a, "B": 2 * a, "D": 2 * a + b}
     points = {"O": _ORIGIN} | {name: polar(_ORIGIN, turn, _BASE) for name, turn in turns.items()}
@@ -289,7 +290,7 @@ def _foot_answer(g: Givens) -> str:
     return f"{180 - g[1] - (180 - g[0] - g[1]) // 2}°"
 
 
-def _build_foot(g: Givens, rng: Rng, unit: str) -> Problem:
+def _build_foot(g: Givens, _rng: Rng, _unit: str) -> Problem:
     b, c = g
     a, gold = 180 - b - c, _foot_answer(g)
     top = apex(_BASE, b, c)
@@ -311,11 +312,11 @@ def _build_foot(g: Givens, rng: Rng, unit: str) -> Problem:
     )
 
 
-def _incenter_space(level: int) -> Sequence[Givens]:
-    return [(x, y) for x, y in product(range(28, 48), repeat=2) if 15 <= 90 - x - y]
+def _incenter_space(_level: int) -> Sequence[Givens]:
+    return [(x, y) for x, y in product(range(28, 48), repeat=2) if 90 - x - y >= 15]
 
 
-def _build_incenter(g: Givens, rng: Rng, unit: str) -> Problem:
+def _build_incenter(g: Givens, _rng: Rng, _unit: str) -> Problem:
     x, y = g
     gold = _answer_rest(g)
     points = {"A": apex(_BASE, 2 * x, 2 * y), "B": _ORIGIN, "C": (_BASE, 0.0), "O": apex(_BASE, x, y)}
@@ -342,14 +343,14 @@ _RIGHT_ANGLE = (Measure("angle", ("ACB",), 90.0),)
 
 def _right_space(level: int) -> Sequence[Givens]:
     step = _step(level)
-    return [(b, x) for b in range(25, 66, step) for x in range(20, 71, step)]
+    return [(b, x) for b in range(25, 66, step) for x in range(25, 66, step)]
 
 
 def _right_answer(g: Givens) -> str:
     return f"{90 - g[0] + g[1]}°"
 
 
-def _build_right(g: Givens, rng: Rng, unit: str) -> Problem:
+def _build_right(g: Givens, _rng: Rng, _unit: str) -> Problem:
     b, x = g
     gold = _right_answer(g)
     corner = apex(_BASE, 90 - b, b)
@@ -368,7 +369,7 @@ def _build_right(g: Givens, rng: Rng, unit: str) -> Problem:
     )
 
 
-def _acute_space(level: int) -> Sequence[Givens]:
+def _acute_space(_level: int) -> Sequence[Givens]:
     return [(a, b) for a, b in product(range(22, 54), repeat=2) if 90 - a - b >= 15]
 
 
@@ -376,7 +377,7 @@ def _acute_answer(g: Givens) -> str:
     return f"{90 - g[0] - g[1]}°"
 
 
-def _build_acute(g: Givens, rng: Rng, unit: str) -> Problem:
+def _build_acute(g: Givens, _rng: Rng, _unit: str) -> Problem:
     a, b = g
     c = 90 - a - b
     corner_b = apex(_BASE, a, 90 - a)
@@ -396,14 +397,14 @@ def _build_acute(g: Givens, rng: Rng, unit: str) -> Problem:
 
 ANGLE_FAMILIES: tuple[Family, ...] = (
     Family("angle_sum", "180-a-b", (1, 2), _sum_space, _answer_rest, _build_sum, symmetric=True),
-    Family("exterior", "a+b", (1,), _exterior_space, _answer_sum, _build_exterior, symmetric=True),
-    Family("isosceles", "a-b", (1, 2), _foot_isosceles_space, _answer_difference, _build_foot_isosceles),
+    Family("exterior", "a+b", (2,), _exterior_space, _answer_sum, _build_exterior, symmetric=True),
+    Family("isosceles", "180-a-b", (1, 2), _foot_isosceles_space, _answer_rest, _build_foot_isosceles, symmetric=True),
     Family("parallel_zigzag", "a+b", (1, 3), _zigzag_space, _answer_sum, _build_zigzag, symmetric=True),
     Family("bisector_rays", "a+b", (1, 2), _rays_space, _answer_sum, _build_rays, symmetric=True),
     Family("right_triangle", "90-a+b", (1, 2), _right_space, _right_answer, _build_right),
     Family("right_acute", "90-a-b", (2, 3), _acute_space, _acute_answer, _build_acute, symmetric=True),
     Family("isosceles_part", "a-b", (2,), _part_space, _answer_difference, _build_part),
-    Family("exterior_remote", "a-b", (2, 3), _remote_space, _answer_difference, _build_remote),
+    Family("exterior_remote", "a-b", (1, 3), _remote_space, _answer_difference, _build_remote),
     Family("parallel_triangle", "180-a-b", (2,), _midline_space, _answer_rest, _build_corresponding, symmetric=True),
     Family("parallel_cointerior", "a+b", (3, 4), _midline_space, _answer_sum, _build_cointerior, symmetric=True),
     Family("isosceles_apex", "180-b-(180-a)/2", (3, 4), _apex_space, _apex_answer, _build_apex),

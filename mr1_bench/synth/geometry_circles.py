@@ -46,7 +46,7 @@ def _angle(points: str) -> Measure:
 # Central angle from two radii's angles.
 
 
-def _central_space(level: int) -> Sequence[Givens]:
+def _central_space(_level: int) -> Sequence[Givens]:
     return [(a, b) for a, b in product(range(15, 61), repeat=2) if 30 <= a + b <= 80]
 
 
@@ -54,7 +54,7 @@ def _central_answer(g: Givens) -> str:
     return f"{2 * (g[0] + g[1])}°"
 
 
-def _build_central(g: Givens, rng: Rng, unit: str) -> Problem:
+def _build_central(g: Givens, _rng: Rng, _unit: str) -> Problem:
     a, b = g
     gold = _central_answer(g)
     points = {"O": _CENTER, "A": _on(90), "B": _on(90 + 180 - 2 * a), "C": _on(90 - 180 + 2 * b)}
@@ -76,7 +76,7 @@ def _build_central(g: Givens, rng: Rng, unit: str) -> Problem:
 # Diameter.
 
 
-def _diameter_space(level: int) -> Sequence[Givens]:
+def _diameter_space(_level: int) -> Sequence[Givens]:
     return [(a, b) for a, b in product(range(20, 56), repeat=2) if 90 - a - b >= 15]
 
 
@@ -84,7 +84,7 @@ def _diameter_answer(g: Givens) -> str:
     return f"{90 - g[0] - g[1]}°"
 
 
-def _build_diameter(g: Givens, rng: Rng, unit: str) -> Problem:
+def _build_diameter(g: Givens, _rng: Rng, _unit: str) -> Problem:
     b_angle, part = g
     gold = _diameter_answer(g)
     a, b, c = _on(180), _on(0), _on(180 - 2 * b_angle)
@@ -108,7 +108,7 @@ def _build_diameter(g: Givens, rng: Rng, unit: str) -> Problem:
 # Two chords.
 
 
-def _chords_space(level: int) -> Sequence[Givens]:
+def _chords_space(_level: int) -> Sequence[Givens]:
     return [(a, b) for a, b in product(range(25, 76), repeat=2) if 55 <= a + b <= 140]
 
 
@@ -116,7 +116,7 @@ def _rest_answer(g: Givens) -> str:
     return f"{180 - g[0] - g[1]}°"
 
 
-def _build_chords(g: Givens, rng: Rng, unit: str) -> Problem:
+def _build_chords(g: Givens, rng: Rng, _unit: str) -> Problem:
     a, b = g
     gold = _rest_answer(g)
     arc_ac = (360 - 2 * a - 2 * b) * rng.uniform(0.42, 0.58)
@@ -144,7 +144,7 @@ def _build_chords(g: Givens, rng: Rng, unit: str) -> Problem:
 # Two tangents.
 
 
-def _tangents_space(level: int) -> Sequence[Givens]:
+def _tangents_space(_level: int) -> Sequence[Givens]:
     return [(p, x) for p in range(60, 111, 2) for x in range(15, (180 - p) // 2 - 14)]
 
 
@@ -152,7 +152,7 @@ def _tangents_answer(g: Givens) -> str:
     return f"{(180 - g[0]) // 2 - g[1]}°"
 
 
-def _build_tangents(g: Givens, rng: Rng, unit: str) -> Problem:
+def _build_tangents(g: Givens, _rng: Rng, _unit: str) -> Problem:
     p, x = g
     central, gold = 180 - p, _tangents_answer(g)
     half = central / 2
@@ -182,11 +182,11 @@ def _build_tangents(g: Givens, rng: Rng, unit: str) -> Problem:
 # Cyclic quadrilateral.
 
 
-def _cyclic_space(level: int) -> Sequence[Givens]:
+def _cyclic_space(_level: int) -> Sequence[Givens]:
     return [(x, y) for x, y in product(range(60, 111), range(25, 76)) if 25 <= 180 - x - y <= 75]
 
 
-def _build_cyclic(g: Givens, rng: Rng, unit: str) -> Problem:
+def _build_cyclic(g: Givens, rng: Rng, _unit: str) -> Problem:
     x, y = g
     gold = _rest_answer(g)
     # Arcs: AD = 2y, AB = 2(180 - x - y); C divides the remaining arc DB, which is 2x.
@@ -195,7 +195,7 @@ def _build_cyclic(g: Givens, rng: Rng, unit: str) -> Problem:
     c = d + 2 * x * rng.uniform(0.42, 0.58)
     turn = 225 - (b + c - 360) / 2
     points = {"O": _CENTER, "A": _on(a + turn), "B": _on(b + turn), "C": _on(c + turn), "D": _on(d + turn)}
-    points["E"] = between(points["B"], points["C"], 1 + 2.6 / math.dist(points["B"], points["C"]))
+    points["E"] = between(points["B"], points["C"], 1 + 3.6 / math.dist(points["B"], points["C"]))
     points["o"] = points.pop("O")
     return Problem(
         premise="quadrilateral ABCD is inscribed in the circle, E is on the extension of BC",
@@ -216,7 +216,7 @@ def _build_cyclic(g: Givens, rng: Rng, unit: str) -> Problem:
 
 
 def _chord_space(level: int) -> Sequence[Givens]:
-    pairs = [(r, d) for r in range(3, 61 if level < 5 else 21) for d in range(1, r) if 0.2 <= d / r <= 0.9]
+    pairs = [(r, d) for r in range(3, 61 if level < 5 else 21) for d in range(1, r) if 0.3 <= d / r <= 0.9]
     whole = [(r, d) for r, d in pairs if math.isqrt(r * r - d * d) ** 2 == r * r - d * d]
     return whole if level < 5 else [pair for pair in pairs if pair not in whole]
 
@@ -225,7 +225,7 @@ def _chord_answer(g: Givens) -> str:
     return root_text(4 * (g[0] ** 2 - g[1] ** 2))
 
 
-def _build_chord(g: Givens, rng: Rng, unit: str) -> Problem:
+def _build_chord(g: Givens, _rng: Rng, unit: str) -> Problem:
     r, d = g
     half, gold = root_text(r * r - d * d), _chord_answer(g)
     reach = math.sqrt(r * r - d * d)
@@ -258,7 +258,7 @@ def _tangent_answer(g: Givens) -> str:
     return root_text(g[0] ** 2 - g[1] ** 2)
 
 
-def _build_tangent(g: Givens, rng: Rng, unit: str) -> Problem:
+def _build_tangent(g: Givens, _rng: Rng, unit: str) -> Problem:
     p, r = g
     gold = _tangent_answer(g)
     points = {"O": _CENTER, "P": (float(p), 0.0), "A": _on(math.degrees(math.acos(r / p)), float(r))}
@@ -280,7 +280,7 @@ def _build_tangent(g: Givens, rng: Rng, unit: str) -> Problem:
 # Sector and arc over an inscribed angle.
 
 
-def _sector_space(level: int) -> Sequence[Givens]:
+def _sector_space(_level: int) -> Sequence[Givens]:
     return [(a, r) for a in (20, 30, 35, 36, 40, 45, 50, 54, 55, 60, 65, 70, 72, 75, 80) for r in range(2, 13)]
 
 
@@ -339,7 +339,7 @@ CIRCLE_FAMILIES: tuple[Family, ...] = (
     Family("circle_diameter", "90-a-b", (2, 3), _diameter_space, _diameter_answer, _build_diameter, symmetric=True),
     Family("circle_chords", "180-a-b", (3, 4), _chords_space, _rest_answer, _build_chords, symmetric=True),
     Family("circle_tangents", "(180-a)/2-b", (4,), _tangents_space, _tangents_answer, _build_tangents),
-    Family("circle_cyclic", "180-a-b", (3, 4, 5), _cyclic_space, _rest_answer, _build_cyclic, symmetric=True),
+    Family("circle_cyclic", "180-a-b", (3, 4), _cyclic_space, _rest_answer, _build_cyclic, symmetric=True),
     Family("chord_length", "2√(aa-bb)", (4, 5), _chord_space, _chord_answer, _build_chord),
     Family("tangent_length", "√(aa-bb)", (4, 5), _tangent_space, _tangent_answer, _build_tangent),
     Family("sector_area", "aπbb/180", (5,), _sector_space, _sector_answer, _build_sector),

@@ -51,6 +51,17 @@ def _cross_line(figure: Figure, name: str, rng: Rng) -> Figure | None:
     return None
 
 
+def _continues_a_side(figure: Figure, corner: str, point: Point) -> bool:
+    """Whether a new line from the corner would look like the extension of a side, whose length label it would blur."""
+    x, y = figure.points[corner]
+    for segment in (s for s in figure.segments if corner in s):
+        end = figure.points[segment.replace(corner, "", 1)]
+        sine = (end[0] - x) * (point[1] - y) - (end[1] - y) * (point[0] - x)
+        if abs(sine) < 0.3 * math.dist((x, y), end) * math.dist((x, y), point):
+            return True
+    return False
+
+
 def _stray_line(figure: Figure, name: str, rng: Rng) -> Figure | None:
     """Draw a line from a corner away from the figure to a new point."""
     points = list(figure.points.values())
@@ -60,6 +71,8 @@ def _stray_line(figure: Figure, name: str, rng: Rng) -> Figure | None:
         x, y = figure.points[corner]
         outward = math.degrees(math.atan2(y - center[1], x - center[0]))
         point = polar((x, y), outward + rng.uniform(-50, 50), length)
+        if _continues_a_side(figure, corner, point):
+            continue
         inside_circle = any(math.dist(point, figure.points[o]) < radius * 1.1 for o, radius in figure.circles)
         if not inside_circle and _clear(figure, point, "", length * 0.5):
             return replace(figure, points={**figure.points, name: point}, segments=(*figure.segments, corner + name))

@@ -51,7 +51,7 @@ _RIGHT_PREMISE = "in triangle ABC, angle C = 90°"
 # Pythagoras in whole numbers.
 
 
-def _hypotenuse_space(level: int) -> Sequence[Givens]:
+def _hypotenuse_space(_level: int) -> Sequence[Givens]:
     return [(p, q) for p, q, _ in _triples(100)]
 
 
@@ -59,7 +59,7 @@ def _hypotenuse_answer(g: Givens) -> str:
     return root_text(g[0] ** 2 + g[1] ** 2)
 
 
-def _build_hypotenuse(g: Givens, rng: Rng, unit: str) -> Problem:
+def _build_hypotenuse(g: Givens, _rng: Rng, unit: str) -> Problem:
     p, q = g
     gold = f"{_hypotenuse_answer(g)}{unit}"
     return Problem(
@@ -74,7 +74,7 @@ def _build_hypotenuse(g: Givens, rng: Rng, unit: str) -> Problem:
     )
 
 
-def _leg_space(level: int) -> Sequence[Givens]:
+def _leg_space(_level: int) -> Sequence[Givens]:
     return [(h, p) for p, _, h in _triples(100)]
 
 
@@ -82,7 +82,7 @@ def _leg_answer(g: Givens) -> str:
     return root_text(g[0] ** 2 - g[1] ** 2)
 
 
-def _build_leg(g: Givens, rng: Rng, unit: str) -> Problem:
+def _build_leg(g: Givens, _rng: Rng, unit: str) -> Problem:
     h, p = g
     gold = f"{_leg_answer(g)}{unit}"
     return Problem(
@@ -100,20 +100,20 @@ def _build_leg(g: Givens, rng: Rng, unit: str) -> Problem:
 # Pythagoras with surds.
 
 
-def _surd_space(level: int) -> Sequence[Givens]:
+def _surd_space(_level: int) -> Sequence[Givens]:
     pairs = [(p, q) for p in range(2, 19) for q in range(2, 19) if 0.3 <= p / q <= 3.3]
     return [(p, q) for p, q in pairs if math.isqrt(p * p + q * q) ** 2 != p * p + q * q]
 
 
-def _thirty_space(level: int) -> Sequence[Givens]:
-    return [(2 * x, y) for x in range(2, 13) for y in range(1, 21) if 0.3 <= y / x <= 1.5]
+def _thirty_space(_level: int) -> Sequence[Givens]:
+    return [(2 * x, y) for x in range(2, 13) for y in range(1, 21) if 0.4 <= y / x <= 1.5]
 
 
 def _thirty_answer(g: Givens) -> str:
     return root_text((g[0] // 2) ** 2 + g[1] ** 2)
 
 
-def _build_thirty(g: Givens, rng: Rng, unit: str) -> Problem:
+def _build_thirty(g: Givens, _rng: Rng, unit: str) -> Problem:
     h, y = g
     x, gold = h // 2, _thirty_answer(g)
     figure = _right_figure(h * math.cos(math.radians(30)), x)
@@ -136,7 +136,7 @@ def _build_thirty(g: Givens, rng: Rng, unit: str) -> Problem:
 # Ratios in a right triangle.
 
 
-def _ratio_space(level: int) -> Sequence[Givens]:
+def _ratio_space(_level: int) -> Sequence[Givens]:
     return [(h, p) for p, _, h in _triples(60)]
 
 
@@ -167,11 +167,11 @@ def _build_ratio(g: Givens, *, sine: bool) -> Problem:
     )
 
 
-def _build_sine(g: Givens, rng: Rng, unit: str) -> Problem:
+def _build_sine(g: Givens, _rng: Rng, _unit: str) -> Problem:
     return _build_ratio(g, sine=True)
 
 
-def _build_tangent(g: Givens, rng: Rng, unit: str) -> Problem:
+def _build_tangent(g: Givens, _rng: Rng, _unit: str) -> Problem:
     return _build_ratio(g, sine=False)
 
 
@@ -186,7 +186,7 @@ def _similar_figure(m: int, n: int, base: float, angle: float) -> Figure:
     return Figure(points, segments=("AB", "BC", "CA", "DE"), arrows=("DE", "BC"))
 
 
-def _similar_space(level: int) -> Sequence[Givens]:
+def _similar_space(_level: int) -> Sequence[Givens]:
     options = [(m, n, k) for m in range(2, 13) for n in range(1, 13) for k in range(2, 21) if 0.4 <= m / (m + n) <= 0.75]
     return [(m, n, k) for m, n, k in options if k * (m + n) % m == 0 and n % m and 0.55 <= k / m <= 1.5]
 
@@ -213,7 +213,7 @@ def _build_similar(g: Givens, rng: Rng, unit: str) -> Problem:
     )
 
 
-def _area_ratio_space(level: int) -> Sequence[Givens]:
+def _area_ratio_space(_level: int) -> Sequence[Givens]:
     return [(m, n) for m in range(2, 16) for n in range(2, 16) if 0.38 <= m / (m + n) <= 0.75]
 
 
@@ -221,7 +221,7 @@ def _area_ratio_answer(g: Givens) -> str:
     return fraction_text(g[0] ** 2, (g[0] + g[1]) ** 2)
 
 
-def _build_area_ratio(g: Givens, rng: Rng, unit: str) -> Problem:
+def _build_area_ratio(g: Givens, rng: Rng, _unit: str) -> Problem:
     m, n = g
     gold = _area_ratio_answer(g)
     return Problem(
@@ -246,7 +246,7 @@ def _area(points: str) -> Measure:
     return Measure("area", (points,))
 
 
-def _half_space(level: int) -> Sequence[Givens]:
+def _half_space(_level: int) -> Sequence[Givens]:
     return [(b, h) for b in range(3, 25) for h in range(3, 25) if b * h % 2 == 0 and 0.4 <= h / b <= 1.2]
 
 
@@ -271,7 +271,7 @@ def _build_area_triangle(g: Givens, rng: Rng, unit: str) -> Problem:
     )
 
 
-def _product_space(level: int) -> Sequence[Givens]:
+def _product_space(_level: int) -> Sequence[Givens]:
     return [(a, b) for a in range(2, 25) for b in range(2, 25) if 0.4 <= b / a <= 2.5]
 
 
@@ -279,7 +279,7 @@ def _product_answer(g: Givens) -> str:
     return str(g[0] * g[1])
 
 
-def _build_area_rectangle(g: Givens, rng: Rng, unit: str) -> Problem:
+def _build_area_rectangle(g: Givens, _rng: Rng, unit: str) -> Problem:
     a, b = g
     gold = f"{a * b}{square_unit(unit)}"
     points = {"A": (0.0, float(b)), "B": _ORIGIN, "C": (float(a), 0.0), "D": (float(a), float(b))}
@@ -312,7 +312,7 @@ def _build_area_parallelogram(g: Givens, rng: Rng, unit: str) -> Problem:
     )
 
 
-def _trapezoid_space(level: int) -> Sequence[Givens]:
+def _trapezoid_space(_level: int) -> Sequence[Givens]:
     sides = [(a, b) for a in range(2, 15) for b in range(a + 2, 25) if 0.3 <= a / b <= 0.7]
     return [(a, b, h) for a, b in sides for h in range(3, 13) if (a + b) * h % 2 == 0 and 0.4 <= h / b <= 0.9]
 
@@ -331,14 +331,17 @@ def _build_area_trapezoid(g: Givens, rng: Rng, unit: str) -> Problem:
         givens=(length_given("AD", a, unit), length_given("BC", b, unit), length_given("AE", h, unit)),
         target="trapezoid ABCD",
         measure=_area("ABCD"),
-        steps=(f"The sides add to {a} + {b} = {a + b}.", f"{a + b} × {h} / 2 = {_trapezoid_answer(g)}, so the area of trapezoid ABCD is {gold}."),
+        steps=(
+            f"The sides add to {a} + {b} = {a + b}.",
+            f"{a + b} × {h} / 2 = {_trapezoid_answer(g)}, so the area of trapezoid ABCD is {gold}.",
+        ),
         gold=gold,
         figure=Figure(points, segments=("AB", "BC", "CD", "DA"), dashed=("AE",), rights=("AEC",)),
         facts=(Measure("parallel", ("AD", "BC"), 0.0), Measure("angle", ("AEC",), 90.0)),
     )
 
 
-def _diagonal_space(level: int) -> Sequence[Givens]:
+def _diagonal_space(_level: int) -> Sequence[Givens]:
     return [(h, p) for p, q, h in _triples(70) if 0.4 <= p / q <= 2.5]
 
 
@@ -346,7 +349,7 @@ def _diagonal_answer(g: Givens) -> str:
     return str(g[1] * math.isqrt(g[0] ** 2 - g[1] ** 2))
 
 
-def _build_diagonal(g: Givens, rng: Rng, unit: str) -> Problem:
+def _build_diagonal(g: Givens, _rng: Rng, unit: str) -> Problem:
     d, a = g
     b = math.isqrt(d * d - a * a)
     gold = f"{a * b}{square_unit(unit)}"
@@ -369,7 +372,7 @@ def _build_diagonal(g: Givens, rng: Rng, unit: str) -> Problem:
 _SINES = {30: (1, ""), 45: (2, "√{2}"), 60: (3, "√{3}")}
 
 
-def _sine_area_space(level: int) -> Sequence[Givens]:
+def _sine_area_space(_level: int) -> Sequence[Givens]:
     return [(p, q, a) for p in range(2, 15) for q in range(2, 15) for a in _SINES if 0.5 <= p / q <= 2.0]
 
 
@@ -377,7 +380,7 @@ def _sine_area_answer(g: Givens) -> str:
     return fraction_text(g[0] * g[1], 4, _SINES[g[2]][1])
 
 
-def _build_sine_area(g: Givens, rng: Rng, unit: str) -> Problem:
+def _build_sine_area(g: Givens, _rng: Rng, _unit: str) -> Problem:
     p, q, a = g
     gold = _sine_area_answer(g)
     height = fraction_text(p, 2, _SINES[a][1])
