@@ -21,7 +21,7 @@ $(VENV)/installed: $(LOCK) pyproject.toml
 
 demo: $(VENV)/installed  ## evaluate the embedded tiny model on the embedded tasks
 	@test -d $(DEMO)/tiny || $(BIN)/mr1-bench model tiny --out $(DEMO)/tiny
-	@$(BIN)/mr1-bench eval --model $(DEMO)/tiny --tasks mr1_synth --batch-size 100 --out $(DEMO)
+	@OMP_NUM_THREADS=1 $(BIN)/mr1-bench eval --model $(DEMO)/tiny --tasks mr1_synth --batch-size 100 --out $(DEMO)
 
 test: check  ## run the checks, then all tests
 	@$(BIN)/python -m pip check

@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 from mr1_bench.expressions import Symbol, number_of, read_run
 from mr1_bench.lexing import Token, cut, unify
@@ -54,12 +55,12 @@ class _Run:
     Attributes:
         symbols: its symbols.
         listed: whether a comma, `or` or the like stands between it and the run before.
-        after_prose: whether a word stands directly before it.
+        before: the word of prose directly before it, empty where there is none.
     """
 
     symbols: tuple[Symbol, ...]
     listed: bool
-    after_prose: bool
+    before: str
 
 
 _PLAIN = re.compile(r"(-?[0-9]{1,15}(?:\.[0-9]{1,15})?) ?(°)?\.?")
@@ -98,16 +99,28 @@ def read_answer(text: str, *, counting: bool = False) -> Reading:
         text: an answer without tags, or a gold.
         counting: also understand number words (`four items`, `四个`) and take capitals after a number for words.
     """
-    text = text.strip()
-    plain = _PLAIN.fullmatch(text)
+    plain = _PLAIN.fullmatch(text.strip())
     if plain:
-        quantity = number_of(plain.group(1).lstrip("-"))
-        sign = -1 if plain.group(1)[0] == "-" else 1
-        exact = quantity.exact
-        unit = DEGREE if plain.group(2) else None
-        return Reading((replace(quantity, value=sign * quantity.value, exact=None if exact is None else sign * exact, unit=unit),))
+        return Reading((_plain_quantity(plain),))
+    return _read_any(text.strip(), counting)
+
+
+def _plain_quantity(match: re.Match[str]) -> Quantity:
+    """What the general reader would make of a plain numeral, several times faster: most answers are one."""
+    numeral, degree = match.groups()
+    whole, point, digits = numeral.partition(".")
+    unit = DEGREE if degree else None
+    if not point:
+        return Quantity(float(numeral), Fraction(int(numeral)), unit)
+    significant = len((whole.lstrip("-") + digits).lstrip("0"))
+    return Quantity(float(numeral), Fraction(int(whole + digits), 10 ** len(digits)), unit, len(digits), significant, True)
+
+
+def _read_any(text: str, counting: bool) -> Reading:
     if len(text) > MAX_ANSWER_CHARS:
         return Reading((), "bounds")
+    if counting and compact(text) in _NOTHING:
+        return Reading((number_of("0"),))
     reading = _read(text, counting)
     if len(reading.quantities) != 1:
         boxed = _boxed(text)
@@ -142,8 +155,6 @@ def _boxed(text: str) -> str | None:
 
 def _read(text: str, counting: bool) -> Reading:
     if counting:
-        if compact(text) in _NOTHING:
-            return Reading((number_of("0"),))
         text = _CHINESE_COUNT.sub(lambda match: f" {_chinese_number(match.group(1))} ", text)
     unified = unify(text)
     if len(unified) > 2 * MAX_ANSWER_CHARS:
@@ -251,8 +262,10 @@ def _check_opening(run: _Run) -> None:
     first = run.symbols[0]
     if first.kind != "OP":
         return
-    signs = first.text == "-" and not first.glued and len(run.symbols) > 1 and run.symbols[1].glued
-    if run.after_prose and not signs:
+    # Chinese puts no space before a sign.
+    apart = not first.glued or not run.before.isascii()
+    sign = first.text == "-" and apart and len(run.symbols) > 1 and run.symbols[1].glued
+    if run.before and not sign:
         raise UnreadableError("algebra")
 
 
@@ -281,8 +294,7 @@ def _split(tokens: Sequence[Token], counting: bool) -> list[_Run]:
     """Runs of mathematics, the prose between them dropped."""
     runs: list[_Run] = []
     symbols: list[Symbol] = []
-    listed = after_prose = False
-    index = 0
+    listed, before, index = False, "", 0
     while index < len(tokens):
         token = tokens[index]
         symbol, length = _symbol(tokens, index, symbols, counting)
@@ -292,13 +304,13 @@ def _split(tokens: Sequence[Token], counting: bool) -> list[_Run]:
             symbols.append(symbol)
         else:
             if symbols:
-                runs.append(_Run(tuple(symbols), listed, after_prose))
+                runs.append(_Run(tuple(symbols), listed, before))
                 symbols, listed = [], False
             listed |= token.kind == "SEP" or token.text == "\n" or token.text.lower() in _LIST_WORDS
-            after_prose = token.kind not in ("SEP", "STOP")
+            before = "" if token.kind in ("SEP", "STOP") else token.text
         index += length
     if symbols:
-        runs.append(_Run(tuple(symbols), listed, after_prose))
+        runs.append(_Run(tuple(symbols), listed, before))
     return runs
 
 

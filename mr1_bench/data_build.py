@@ -154,23 +154,23 @@ def _write_split(path: Path, name: str, split: str, source: Source, allow_missin
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = _schema()
+    columns = schema()
     tally = _Tally()
     batch: list[dict[str, Any]] = []
     plain = [column for column in _FEATURES if column != "image"]
     # The pictures are compressed already.
     compression = {**dict.fromkeys(plain, "zstd"), "image.bytes": "none", "image.path": "zstd"}
     total = source.total if limit is None else min(limit, source.total)
-    with pq.ParquetWriter(path, schema, compression=compression, use_dictionary=False, write_statistics=False) as writer:
+    with pq.ParquetWriter(path, columns, compression=compression, use_dictionary=False, write_statistics=False) as writer:
         for row in _watched(source.rows, total, f"{name} {split}", progress):
             record = _record(row, name, split, tally)
             if record is not None:
                 batch.append(record)
             if len(batch) == ROWS_PER_GROUP:
-                writer.write_table(pa.Table.from_pylist(batch, schema=schema))
+                writer.write_table(pa.Table.from_pylist(batch, schema=columns))
                 batch = []
         if batch:
-            writer.write_table(pa.Table.from_pylist(batch, schema=schema))
+            writer.write_table(pa.Table.from_pylist(batch, schema=columns))
     _refuse_faults(tally, total, allow_missing)
     return SplitInfo(
         rows=tally.rows,
@@ -184,7 +184,8 @@ def _write_split(path: Path, name: str, split: str, source: Source, allow_missin
     )
 
 
-def _schema() -> pa.Schema:
+def schema() -> pa.Schema:
+    """Return the columns of a stored split, marked so that `datasets` decodes the pictures."""
     import pyarrow as pa
 
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -50,7 +50,7 @@ class Symbol:
     """A token with its meaning in a run.
 
     Attributes:
-        kind: NUM, PI, ROOT, FRAC, FUNC, NAME, UNIT, PCT, OP, PM, OPEN, CLOSE, COLON, PRIME, QUOTE or BAD.
+        kind: NUM, PI, ROOT, FRAC, FUNC, NAME, UNIT, PCT, OP, PM, OPEN, CLOSE, COLON, PRIME, QUOTE, IMAGINARY or BAD.
         text: the token's text.
         glued: whether no white space stands before it.
         unit: the unit, for UNIT only.
@@ -152,7 +152,7 @@ class _Reader:
             raise UnreadableError("algebra")
         if symbol.kind == "NUM" and symbol.glued:
             raise UnreadableError("malformed")
-        if symbol.kind in ("OP", "PM", "UNIT", "CLOSE", "BAD", "PCT"):
+        if symbol.kind in ("OP", "PM", "UNIT", "CLOSE", "BAD", "IMAGINARY", "PCT"):
             raise UnreadableError("malformed")
 
     def sum(self) -> Quantity:

@@ -131,7 +131,7 @@ def _read_gold(gold: str, counting: bool) -> _Gold | None:
     if reading.quantities:
         return _Gold(reading.quantities)
     text = compact(gold if block is None else block)
-    wordy = reading.failure in _WORDY and text not in _ABSENT and any(sign.isalnum() for sign in text)
+    wordy = reading.failure in _WORDY and text not in _ABSENT and any(sign.isalnum() for sign in text) and not set(text) & set("\\√")
     return _Gold(text=text) if wordy and not counting else None
 
 

@@ -141,7 +141,7 @@ _CLOSED_POWER = re.compile(r"\^\s*(\{[23]\}|[23])\s*\^(?!\s*[0-9({√])")
 _PRIME_POWER = re.compile(r"\^\s*(?:\{\s*('+)\s*\}|('+))")
 _GLUED_UNIT_POWER = re.compile(r"(?<=[0-9\s})π])(mm|cm|dm|km|m)([23])(?![A-Za-z0-9.])")
 _SUBSCRIPT = re.compile(r"_\s*(?:\{[^{}]*\}|[A-Za-z0-9])|[₀-₉]+")
-_BOLD = re.compile(r"(?<![A-Za-z0-9)}\]*])\*\*([^*\n]+)\*\*(?![0-9A-Za-z(*])")
+_BOLD = re.compile(r"(?<![A-Za-z0-9)}\]*])\*\*((?:[^*\n]|\*(?!\*))++)\*\*(?![0-9A-Za-z(*])")
 _BULLET = re.compile(r"^[ \t]*[*•][ \t]+", re.MULTILINE)
 # Scanned books give a small L for the digit one before further digits: "l00°".
 _SMALL_L = re.compile(r"(?<![A-Za-z0-9])l(?=[0-9]+\s*(?:°|$))")
@@ -210,6 +210,7 @@ _TOKEN = re.compile(
         |[0-9]++(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++(?![A-Za-z.]))?
         |(?<![0-9A-Za-z)\]}.])\.[0-9]++)
     |(?P<NAME>∠\s*(?:[A-Za-zα-ω]+[0-9]*'*|[0-9]{1,2}(?![0-9.]|\s*°))|[△⊙▱□]\s*[A-Za-z]+'*|[∠△⊙▱α-ορ-ωΑ-Ω])
+    |(?P<IMAGINARY>I(?=\*)|(?<=\*)I(?![A-Za-z]))
     |(?P<WORD>[A-Za-z]{2,}(?:-[a-z]{2,}|'[a-z]+)*|[A-Za-z])
     |(?P<PI>π)|(?P<ROOT>[√∛∜])|(?P<FRAC>\x01)|(?P<DEG>°)|(?P<PCT>%)
     |(?P<SEP>或者?|以及|[和与及、;&,])

@@ -24,6 +24,10 @@ FORMS = (
 )
 """The forms that are understood, for messages and help."""
 
+GOLD_KEYS = ("ground_truth", "gold", "target", "answer", "solution")
+"""Keys under which a line may hold its gold; the first that is there counts. Tags around it are taken off."""
+
+_ANSWER = re.compile(r"<answer>([^<]*)</answer>")
 _SAMPLES_NAME = re.compile(r"(?:^|_)samples_(.+)\.jsonl$")
 
 
@@ -89,6 +93,28 @@ def read_log(path: Path, task: str | None = None) -> Log:
         kind = "lmms-eval" if _is_sample(numbered[0][1]) else "plain"
         rows = _sample_rows(path, numbered) if kind == "lmms-eval" else _plain_rows(path, numbered)
     return Log(path, kind, task or _recognise(path, kind, rows), tuple(rows))
+
+
+def read_golds(path: Path) -> tuple[str | int, ...]:
+    """Read only the golds: of a log, or of a JSON-lines file of questions such as R1-V's prompts or a data folder's `manifest.jsonl`.
+
+    Raises:
+        LogError: the file is absent, empty or cut off, or a line has no gold.
+    """
+    content = _read_text(path)
+    whole = _parse_whole(content)
+    if whole is not None and "results" in whole:
+        return tuple(row.gold for row in _r1v_rows(path, whole["results"]))
+    return tuple(_gold_of_line(f"{path}, line {number}", row) for number, row in _numbered_objects(path, content))
+
+
+def _gold_of_line(where: str, row: dict[str, Any]) -> str | int:
+    key = next((key for key in GOLD_KEYS if key in row), None)
+    if key is None:
+        raise LogError(f"{where}: no gold: expected one of the keys {', '.join(GOLD_KEYS)}, but the keys are {', '.join(row) or 'none'}")
+    gold = _gold(where, row, key)
+    block = None if isinstance(gold, int) else _ANSWER.search(gold)
+    return gold if block is None else block[1].strip()
 
 
 def _read_text(path: Path) -> str:

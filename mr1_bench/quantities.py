@@ -33,6 +33,9 @@ ROUNDED_DIGITS = 3
 """Fewest significant digits that make a decimal acceptable as a rounding of a number without a finite decimal form."""
 
 
+_ONE = Fraction(1)
+
+
 class UnreadableError(ValueError):
     """A text that is no value; `reason` says why."""
 
@@ -239,18 +242,18 @@ def equal(answer: Quantity, gold: Quantity) -> bool:
     A missing unit on either side is accepted, a contradicting one is not, a convertible one is converted. A whole number without a
     decimal point compares exactly. A decimal for a gold without a finite decimal form may be that gold rounded to the digits given.
     """
-    factor = Fraction(1)
-    if answer.unit is not None and gold.unit is not None:
+    factor = _ONE
+    if answer.unit is not None and gold.unit is not None and answer.unit != gold.unit:
         converted = conversion(answer.unit, gold.unit)
         if converted is None:
             return False
         factor = converted
     if answer.exact is not None and answer.exact.denominator == 1 and not answer.decimal:
-        exact = answer.exact * factor
+        exact = answer.exact if factor is _ONE else answer.exact * factor
         if gold.exact is not None:
             return exact == gold.exact
         return math.isclose(float(exact), gold.value, rel_tol=1e-12, abs_tol=1e-300)
-    value = answer.value * float(factor)
+    value = answer.value if factor is _ONE else answer.value * float(factor)
     if math.isclose(value, gold.value, rel_tol=RELATIVE_TOLERANCE, abs_tol=1e-12):
         return True
     return not has_finite_decimal(gold) and answer.significant >= ROUNDED_DIGITS and is_rounding(answer, gold, factor)
@@ -267,7 +270,7 @@ def has_finite_decimal(number: Quantity) -> bool:
     return rest == 1
 
 
-def is_rounding(answer: Quantity, number: Quantity, factor: Fraction = Fraction(1)) -> bool:
+def is_rounding(answer: Quantity, number: Quantity, factor: Fraction = _ONE) -> bool:
     """Whether the answer's numeral is the number correctly rounded to the decimal places that it shows."""
     if answer.places is None:
         return False

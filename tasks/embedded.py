@@ -29,7 +29,7 @@ def parquet_path(spec: TaskSpec) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from mr1_bench.data_build import _schema
+    from mr1_bench.data_build import schema
 
     content = data.dataset_hash(spec.data, spec.split, level=spec.level or 1, n=spec.size)
     key = hashlib.sha256(f"{content}{_pixels_version()}".encode()).hexdigest()[:16]
@@ -46,7 +46,7 @@ def parquet_path(spec: TaskSpec) -> Path:
     descriptor, partial = tempfile.mkstemp(prefix=".", suffix=".partial", dir=path.parent)
     os.close(descriptor)
     try:
-        pq.write_table(pa.Table.from_pylist(rows, schema=_schema()), partial)
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema()), partial)
         Path(partial).replace(path)
     finally:
         Path(partial).unlink(missing_ok=True)

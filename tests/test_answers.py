@@ -245,21 +245,33 @@ def test_a_list_shares_the_unit_at_its_end():
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("four", 4), ("There are four red cubes.", 4), ("4 items", 4), ("twenty-one", 21), ("四个", 4), ("十二个", 12), ("2 SUV", 2), ("none", 0)],
+    [
+        ("four", 4),
+        ("There are four red cubes.", 4),
+        ("4 items", 4),
+        ("twenty-one", 21),
+        ("四个", 4),
+        ("十二个", 12),
+        ("2 SUV", 2),
+        ("none", 0),
+    ],
 )
 def test_counting_understands_words(text, number):
     assert [each.value for each in read_answer(text, counting=True).quantities] == [number]
 
 
 @pytest.mark.parametrize(
-    ("text", "spelled"), [("140°", "140"), ("2.40", "2.4"), ("12/5", "2.4"), ("10/26", "5/13"), ("2√3", "3.46410161514"), ("4或6", "4, 6"), ("-0.5", "-0.5")]
+    ("text", "spelled"),
+    [("140°", "140"), ("2.40", "2.4"), ("12/5", "2.4"), ("10/26", "5/13"), ("2√3", "3.46410161514"), ("4或6", "4, 6"), ("-0.5", "-0.5")],
 )
 def test_canonical_spelling(text, spelled):
     assert read_answer(text).value == spelled
 
 
 def test_only_a_lone_decimal_numeral_carries_its_digits():
-    digits = {text: (read_answer(text).quantities[0].places, read_answer(text).quantities[0].significant) for text in ("3.460", "0.0346", "34.6%")}
+    digits = {
+        text: (read_answer(text).quantities[0].places, read_answer(text).quantities[0].significant) for text in ("3.460", "0.0346", "34.6%")
+    }
     assert digits == {"3.460": (3, 4), "0.0346": (4, 3), "34.6%": (3, 3)}
     assert all(read_answer(text).quantities[0].places is None for text in ("346", "3.46*1", "√3.46", "25.5°30'"))
 
@@ -273,7 +285,11 @@ def test_text_is_compared_without_case_space_wrappers_and_end_punctuation():
 @st.composite
 def rendered_values(draw):
     a, b, c, d = draw(st.integers(-99, 999)), draw(st.integers(1, 99)), draw(st.integers(2, 99)), draw(st.integers(2, 60))
-    root = draw(st.sampled_from([f"√{c}", f"√{{{c}}}", f"√({c})", rf"\sqrt{{{c}}}", rf"\sqrt {c}", f"sqrt({c})", f"{c}^(1/2)", rf"{c}^{{\frac{{1}}{{2}}}}"]))
+    root = draw(
+        st.sampled_from(
+            [f"√{c}", f"√{{{c}}}", f"√({c})", rf"\sqrt{{{c}}}", rf"\sqrt {c}", f"sqrt({c})", f"{c}^(1/2)", rf"{c}^{{\frac{{1}}{{2}}}}"]
+        )
+    )
     times = draw(st.sampled_from(["*", "×", "·", r"\times ", r" \cdot "]))
     if root[0] not in "0123456789" and draw(st.booleans()):
         times = ""
@@ -304,8 +320,32 @@ def rendered_values(draw):
     return text, value, exact
 
 
-FRAMES = ["{}", " {} ", "{}.", "${}$", r"\({}\)", r"\boxed{{{}}}", "x = {}", "∠ABC = {}", "D. {}", "(B) {}", "The answer is {}.", "答案是{}。", "AB = CD = {}", "**{}**"]
-UNITS = [("", None), ("°", "deg"), (r"^{\circ}", "deg"), (" degrees", "deg"), (" cm", "cm"), (r"\text{ cm}^2", "cm^2"), ("平方米", "m^2"), (" km", "km")]
+FRAMES = [
+    "{}",
+    " {} ",
+    "{}.",
+    "${}$",
+    r"\({}\)",
+    r"\boxed{{{}}}",
+    "x = {}",
+    "∠ABC = {}",
+    "D. {}",
+    "(B) {}",
+    "The answer is {}.",
+    "答案是{}。",
+    "AB = CD = {}",
+    "**{}**",
+]
+UNITS = [
+    ("", None),
+    ("°", "deg"),
+    (r"^{\circ}", "deg"),
+    (" degrees", "deg"),
+    (" cm", "cm"),
+    (r"\text{ cm}^2", "cm^2"),
+    ("平方米", "m^2"),
+    (" km", "km"),
+]
 
 
 @settings(max_examples=400, deadline=None)
@@ -322,12 +362,33 @@ def test_any_value_in_any_notation_reads_back(rendered, frame, unit):
     assert reading.unit == unit[1]
     gold = from_fraction(exact) if exact is not None else from_float(value)
     assert equal(quantity, gold)
-    assert not equal(quantity, from_float(value * 1.001 + 0.01))
+    assert not equal(quantity, from_fraction(Fraction(f"{value + abs(value) / 1000 + 0.01:.6f}")))
 
 
 PIECES = st.sampled_from(
-    list("0123456789.,:;=+-*/^()[]{}<>|!%°'\"√π±≈~$\\_&#@`\n\t \x00\x01\x02Aax中度或、")
-    + [r"\frac", r"\sqrt", r"\boxed{", r"\text{", r"\left", "10", "1,000", "or", "cm", "cm^2", "sin", "twelve", "平方米", "∠ABC", "\ud800", "²", "½", "e9", "^9", "\\"]
+    [
+        *"0123456789.,:;=+-*/^()[]{}<>|!%°'\"√π±≈~$\\_&#@`\n\t \x00\x01\x02Aax中度或、",
+        r"\frac",
+        r"\sqrt",
+        r"\boxed{",
+        r"\text{",
+        r"\left",
+        "10",
+        "1,000",
+        "or",
+        "cm",
+        "cm^2",
+        "sin",
+        "twelve",
+        "平方米",
+        "∠ABC",
+        "\ud800",
+        "²",
+        "½",
+        "e9",
+        "^9",
+        "\\",
+    ]
 )
 
 
@@ -337,4 +398,4 @@ def test_reading_never_raises(text, counting):
     reading = read_answer(text, counting=counting)
     assert bool(reading.quantities) != bool(reading.failure)
     assert all(math.isfinite(each.value) for each in reading.quantities)
-    assert compact(text) == compact(text)
+    assert isinstance(compact(text), str)

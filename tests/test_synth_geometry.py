@@ -248,7 +248,7 @@ def test_the_grader_takes_every_gold_and_no_other_value(level):
 def test_text_is_the_same_everywhere():
     texts = [[item.question, item.gold, item.solution] for level in LEVELS for item in items("test", level)[:100]]
     # Published evaluation sets are these texts: a new digest makes old scores incomparable, so change it only knowingly.
-    assert hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16] == "DIGEST"
+    assert hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16] == "4c278fe12478af7b"
 
 
 @given(st.integers(1, 5000))
@@ -362,9 +362,13 @@ def test_too_small_a_picture_is_refused():
         make_item("gr", "test", 1, 0).draw(40)
 
 
-def test_speed_on_one_core():
-    make_item("gr", "train", 1, 0).draw(112)
-    start = time.process_time()
-    for index in range(300):
-        make_item("gr", "train", 1, index).draw(112)
-    assert 300 / (time.process_time() - start) >= 300
+@pytest.mark.parametrize("level", LEVELS)
+def test_speed_on_one_core(level):
+    make_item("gr", "train", level, 0).draw(112)
+    best = 0.0
+    for _ in range(3):
+        start = time.process_time()
+        for index in range(100):
+            make_item("gr", "train", level, index).draw(112)
+        best = max(best, 100 / (time.process_time() - start))
+    assert best >= 300, f"{best:.0f} items/s"

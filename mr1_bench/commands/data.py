@@ -48,6 +48,9 @@ _BUILD_HELP = (
 )
 
 
+_SHOWN = 10  # rows named on the terminal; the manifest names all
+
+
 def run(args: argparse.Namespace) -> int:
     """Do what the arguments say; 0 on success.
 
@@ -129,10 +132,14 @@ def _open_source(args: argparse.Namespace, name: str, split: str) -> Source:
 def _report(result: BuildResult, name: str, split: str) -> None:
     info = result.info
     print(f"{name} {split}: {result.outcome}, {info.rows} rows, content {info.content_hash[:12]}, {result.path}")
-    for skipped in info.skipped:
-        print(f"  left out, row {skipped['row']}: {skipped['reason']}")
-    for duplicate in info.duplicates:
-        print(f"  kept, row {duplicate['row']} equals row {duplicate['same_as']} (question, gold and picture)")
+    lines = [f"left out, row {skipped['row']}: {skipped['reason']}" for skipped in info.skipped]
+    lines += [
+        f"kept, row {duplicate['row']} equals row {duplicate['same_as']} (question, gold and picture)" for duplicate in info.duplicates
+    ]
+    for line in lines[:_SHOWN]:
+        print(f"  {line}")
+    if len(lines) > _SHOWN:
+        print(f"  … and {len(lines) - _SHOWN} more rows; manifest.json beside the set names each")
     expected = _protocol_rows(name, split)
     if expected is not None and info.rows != expected:
         print(f"  note: the R1-V protocol has {expected} items; a score on these {info.rows} is not comparable with published ones")

@@ -1,7 +1,8 @@
 """Procedural twins of both tasks: rendered scenes to count in, and geometry diagrams, with exact answers by construction.
 
-`make_item` is the only door. Items are deterministic in (task, split, level, index, seed), train, validation and test are disjoint
-by construction (`rng.split_of`), and nothing is read from disk or network. This package must not know prompts, graders or trainers.
+`make_item` is the only door. Items are deterministic in (task, split, level, index, seed), train, validation and test are disjoint by
+construction (each owns a part of the space of scenes, or of givens), and nothing is read from disk or network. This package must not know
+prompts, graders or trainers.
 """
 
 from __future__ import annotations
