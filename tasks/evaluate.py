@@ -152,8 +152,17 @@ def _quiet(verbose: bool) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if verbose:
         return
-    os.environ["TQDM_DISABLE"] = "1"
     import warnings
+
+    import tqdm
+
+    started = tqdm.tqdm.__init__
+
+    @functools.wraps(started)
+    def silent(self: Any, *args: Any, **kwargs: Any) -> None:
+        started(self, *args, **kwargs | {"disable": True})  # lmms-eval's models set `disable` themselves, so the variable has no effect
+
+    tqdm.tqdm.__init__ = silent
 
     warnings.filterwarnings("ignore")
     from loguru import logger
@@ -218,15 +227,18 @@ def _run_lmms_eval(
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    made = 0
+    made = done = total = 0
     generate_seconds = 0.0
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("answering", total=None)
 
         def advance(count: int, cached: bool) -> None:
-            nonlocal made
+            nonlocal made, done
             made += 0 if cached else count
+            tenths, done = 10 * done // max(total, 1), done + count
             progress.advance(bar, count)
+            if not console.is_terminal and 10 * done // max(total, 1) > tenths:
+                print(f"answered {done} of {total}", file=sys.stderr, flush=True)
 
         generate = journaled(
             model.generate_until,
@@ -238,8 +250,9 @@ def _run_lmms_eval(
         )
 
         def generate_until(requests: list[Any]) -> list[str]:
-            nonlocal generate_seconds
-            progress.update(bar, total=len(requests))
+            nonlocal generate_seconds, total
+            total = len(requests)
+            progress.update(bar, total=total)
             start = time.perf_counter()
             answers = generate(requests)
             generate_seconds = time.perf_counter() - start

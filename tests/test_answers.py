@@ -204,6 +204,7 @@ LISTS = [
     ("The angle is 30° or 50°.", [30, 50]),
     (r"\{4, 6\}", [4, 6]),
     ("±5", [5, -5]),
+    ("x = ±5", [5, -5]),
     ("30°, 30°", [30]),
 ]
 
@@ -363,6 +364,14 @@ def test_any_value_in_any_notation_reads_back(rendered, frame, unit):
     gold = from_fraction(exact) if exact is not None else from_float(value)
     assert equal(quantity, gold)
     assert not equal(quantity, from_fraction(Fraction(f"{value + abs(value) / 1000 + 0.01:.6f}")))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.decimals(-(10**12), 10**12, allow_nan=False, places=3), st.integers(0, 3), st.sampled_from(["", "°", " °"]))
+def test_a_plain_numeral_reads_as_within_a_sentence(number, places, unit):
+    text = f"{number:.{places}f}{unit}"
+    (plain,), (stated,) = read_answer(text).quantities, read_answer(f"x = {text}").quantities
+    assert plain == stated
 
 
 PIECES = st.sampled_from(

@@ -165,11 +165,19 @@ def test_our_grader_passes_the_same_golds():
     assert audit_golds(MATH, GOLDS).failures == ()
 
 
-def test_many_golds_are_sampled_but_their_neighbours_are_tried():
-    report = audit_golds(MATH, [str(number) for number in range(1500)])
+def test_many_golds_are_sampled_but_their_neighbours_are_tried(monkeypatch):
+    monkeypatch.setattr(audit, "LARGEST", 40)
+    tried = set()
+
+    def watched(spec, gold, text):
+        tried.add((gold, text.rpartition("<answer>")[2].removesuffix("</answer>")))
+        return grade(spec, gold, text)
+
+    monkeypatch.setattr(audit, "grade", watched)
+    report = audit_golds(MATH, [str(number) for number in range(200)])
     assert report.failures == ()
-    assert report.wrong < 1500 * 1100
-    assert report.wrong > 1500 * 700
+    assert 200 * 20 < report.wrong < 200 * 50
+    assert all((str(number), str(number + 1)) in tried for number in range(199))
 
 
 def test_no_golds_raise():
