@@ -32,7 +32,7 @@ def score_row(spec: TaskSpec, gold: str, text: str) -> dict[str, Any]:
 
     Returns:
         The task's metrics, each 0.0 or 1.0, and under `mr1` what the graders read, for the samples file. Where the published grader ran
-        into its time limit, `acc_r1v` is left out, so that the mean is over graded items, and `mr1.status_r1v` says `timeout`.
+        into its time limit or crashed, `acc_r1v` is left out, so that the mean is over graded items, and `mr1.status_r1v` says so.
     """
     score = grade(spec, gold, text)
     row: dict[str, Any] = {"acc": float(score.correct), "answered": float(score.extracted is not None)}
@@ -42,7 +42,9 @@ def score_row(spec: TaskSpec, gold: str, text: str) -> dict[str, Any]:
         row["format"] = float(score.format_ok)
         detail |= {"extracted_r1v": published.extracted, "status_r1v": published.status}
         if published.correct is None:
-            logger.warning(f"{spec.name}: the published grader ran into its time limit; the item is left out of acc_r1v. Gold {gold!r}")
+            logger.warning(
+                f"{spec.name}: the published grader gave no verdict ({published.status}); the item is left out of acc_r1v. Gold {gold!r}"
+            )
         else:
             row["acc_r1v"] = float(published.correct)
     return row | {"mr1": detail}

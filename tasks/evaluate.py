@@ -312,9 +312,8 @@ def _score_task(name: str, rows: list[dict[str, Any]], answers: dict[str, Any], 
     tokens = [answer["tokens"] for key, answer in answers.items() if key.startswith(f"{name}/")]
     entry["tokens"] = {"completion": sum(tokens), "mean": sum(tokens) / max(len(tokens), 1), "longest": max(tokens, default=0)}
     entry["cut_off"] = sum(count >= spec.max_new_tokens for count in tokens)
-    timeouts = sum(row["mr1"].get("status_r1v") == "timeout" for row in rows)
-    if timeouts:
-        entry["r1v_timeouts"] = timeouts
+    if spec.tagged and any("acc_r1v" not in row for row in rows):
+        entry["r1v_no_verdict"] = sum("acc_r1v" not in row for row in rows)
     if config.repeats > 1:
         entry["repeats"] = _score_repeats(spec, rows, answers, config)
     return entry
