@@ -7,6 +7,7 @@ tasks or tags (`grading`), and the notation itself is the business of `lexing`, 
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from fractions import Fraction
 from mr1_bench.expressions import Symbol, number_of, read_run
 from mr1_bench.lexing import Token, cut, unify
 from mr1_bench.quantities import Quantity, Reason, UnreadableError, equal, is_rounding, render, render_units
-from mr1_bench.runs import Run, split_runs, write_chinese_counts
+from mr1_bench.runs import NUMBER_WORDS, Run, split_runs, write_chinese_counts
 from mr1_bench.units import DEGREE, unit_of_word
 
 MAX_ANSWER_CHARS = 2000
@@ -55,9 +56,26 @@ _NUMBERS = frozenset({"NUM", "PI"})
 # Words that make another value of the number beside them.
 _MODIFIER_WORDS = (
     "root times twice thrice half double triple squared cubed over plus minus multiplied divided negative not isn't than least most"
-    " hundred thousand million dozen 不 非 倍 百 万 亿"
+    " hundred thousand million dozen never cannot nor neither wrong incorrect false impossible doubled tripled quadrupled halved"
+    " 不 非 倍 百 千 万 亿 负 之"
 )
 _MODIFIERS = frozenset(_MODIFIER_WORDS.split())
+# Words that do so only right before a number, after `of`, or right after it.
+_BEFORE_WORDS = "under below above beneath beyond exceeding exceeds exceed within between less more fewer greater smaller larger up no"
+_BEFORE = frozenset(_BEFORE_WORDS.split())
+_OF_WORDS = (
+    "square cube reciprocal inverse opposite complement supplement sine cosine tangent log logarithm factorial multiple fraction power"
+    " third quarter fourth fifth sixth seventh eighth ninth tenth thirds quarters fourths fifths sixths sevenths eighths ninths tenths"
+)
+_OF = frozenset(_OF_WORDS.split())
+_AFTER_WORDS = "less more fewer greater smaller larger halves thirds quarters fourths fifths sixths sevenths eighths ninths tenths"
+_AFTER = frozenset(_AFTER_WORDS.split())
+_BETWEEN = frozenset({"than", "to", "or", "equal", "of", "by", "the", "about", "number"})
+_CHINESE_MODIFIER = re.compile(
+    r"的(?:[平立]方|倒数|相反数|绝对值|[补余]角)|方根|开方|次[方幂]|一半|的半(?!径)|错误|是错|介于"
+    r"|(?:[加减乘除](?:以|去|上|掉)?|[大小多少高低]于(?:或?等于)?|至[少多]|最[少多](?:为|是)?|超过|第)\s*(?=[-+0-9.√π\x01(])"
+    r"|(?<=[0-9°])\s*(?:以[上下内外]|之间|多|余|[成折]|半(?!径))"
+)
 _NOTHING = frozenset({"none", "nothing", "noitems", "noobjects", "没有"})
 
 
@@ -96,7 +114,7 @@ def _read_any(text: str, counting: bool) -> Reading:
         if boxed is not None:
             return _read(boxed, counting)
     if reading.failure == "no_value" and not counting and len(text.split()) <= 3:
-        return _read(text, True)
+        return _read(text, True, nouns=False)
     return reading
 
 
@@ -122,7 +140,7 @@ def _boxed(text: str) -> str | None:
     return None
 
 
-def _read(text: str, counting: bool) -> Reading:
+def _read(text: str, counting: bool, nouns: bool | None = None) -> Reading:
     if counting:
         text = write_chinese_counts(text)
     unified = unify(text)
@@ -130,22 +148,41 @@ def _read(text: str, counting: bool) -> Reading:
         return Reading((), "bounds")
     tokens = cut(unified)
     try:
-        quantities = _collect(split_runs(tokens, counting), counting)
+        quantities = _collect(split_runs(tokens, counting, counting if nouns is None else nouns), counting)
     except UnreadableError as error:
         return Reading((), error.reason)
-    if quantities and any(
-        token.text.lower() in _MODIFIERS for token in tokens if token.kind in ("WORD", "PROSE") and not _squares(token, tokens)
-    ):
+    if quantities and (_is_modified(tokens) or (not unified.isascii() and _CHINESE_MODIFIER.search(unified))):
         return Reading((), "ambiguous")
     return Reading(quantities, None if quantities else "no_value")
 
 
-def _squares(token: Token, tokens: Sequence[Token]) -> bool:
-    """Whether the word belongs to a unit, as in `5 cm squared`."""
-    if token.text.lower() not in ("squared", "cubed"):
-        return False
-    index = next(place for place, each in enumerate(tokens) if each is token)
-    return index > 0 and unit_of_word(tokens[index - 1].text) is not None
+def _is_modified(tokens: Sequence[Token]) -> bool:
+    """Whether a word makes another value of a number, or denies it: `not 5`, `under 5`, `the square of 5`, `5 more`."""
+    return any(_modifies(tokens, index) for index, token in enumerate(tokens) if token.kind in ("WORD", "PROSE"))
+
+
+def _modifies(tokens: Sequence[Token], index: int) -> bool:
+    word = tokens[index].text.lower()
+    if word in ("squared", "cubed"):
+        return index == 0 or unit_of_word(tokens[index - 1].text) is None
+    if word in _MODIFIERS or word.endswith("n't"):
+        return True
+    if word in _BEFORE and _number_follows(tokens, index + 1):
+        return True
+    if word in _OF and any(each.text == "of" for each in tokens[index + 1 : index + 2]) and _number_follows(tokens, index + 2):
+        return True
+    return word in _AFTER and any(_is_number(each) for each in tokens[max(0, index - 2) : index])
+
+
+def _number_follows(tokens: Sequence[Token], index: int) -> bool:
+    for token in tokens[index : index + 4]:
+        if token.text.lower() not in _BETWEEN and token.text not in ("-", "(", "{"):
+            return _is_number(token)
+    return False
+
+
+def _is_number(token: Token) -> bool:
+    return token.kind in ("NUM", "PI", "ROOT", "FRAC") or token.text.lower() in NUMBER_WORDS
 
 
 def _collect(runs: Sequence[Run], counting: bool) -> tuple[Quantity, ...]:
@@ -156,7 +193,7 @@ def _collect(runs: Sequence[Run], counting: bool) -> tuple[Quantity, ...]:
         listed |= run.listed
         values = _statement(run, counting)
         for place, value in enumerate(values):
-            twin = next((index for index, known in enumerate(found) if equal(value, known) or equal(known, value)), None)
+            twin = next((index for index, known in enumerate(found) if _restates(value, known)), None)
             if twin is not None:
                 found[twin] = _better(found[twin], value)
             elif found and not listed and (place == 0 or all(symbol.kind != "PM" for symbol in run.symbols)):
@@ -173,10 +210,22 @@ def _collect(runs: Sequence[Run], counting: bool) -> tuple[Quantity, ...]:
     return tuple(found)
 
 
+def _restates(value: Quantity, known: Quantity) -> bool:
+    """Whether two values are one, also as degrees beside the same angle in radians without a unit: `60° (π/3)`."""
+    if equal(value, known) or equal(known, value):
+        return True
+    for degrees, radians in ((value, known), (known, value)):
+        if degrees.unit == DEGREE and radians.unit is None and radians.exact is None:
+            return math.isclose(math.radians(degrees.value), radians.value, rel_tol=1e-9)
+    return False
+
+
 def _better(known: Quantity, other: Quantity) -> Quantity:
-    """The more exact of two equal values, with the unit of either."""
+    """The more exact of two equal values; a number keeps its own unit, and takes the other's only where it has none."""
+    if (known.unit is None) != (other.unit is None) and not (equal(other, known) or equal(known, other)):
+        return known if known.unit is not None else other
     best = other if known.places is not None and other.places is None else known
-    return replace(best, unit=known.unit or other.unit)
+    return replace(best, unit=best.unit or known.unit or other.unit)
 
 
 def _statement(run: Run, counting: bool) -> list[Quantity]:

@@ -61,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `mr1-bench tasks | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a disk that is full, a folder that cannot be written, a file in the way
+        print(f"mr1-bench: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("mr1-bench: interrupted", file=sys.stderr)
         return 130

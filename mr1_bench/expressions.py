@@ -181,7 +181,7 @@ class _Reader:
                 self.at += 1
                 right = self.factor()
                 total = divide(total, right) if dividing else multiply(total, right)
-            elif self.starts_hidden_factor():
+            elif total.unit is None and self.starts_hidden_factor():
                 total = multiply(total, self.factor())
             else:
                 return total

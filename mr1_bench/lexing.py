@@ -77,6 +77,7 @@ _SYMBOLS = {
     "degree": "°",
     "deg": "°",
     "degrees": "°",
+    "textdegree": "°",
     "prime": "'",
     "angle": "∠",
     "measuredangle": "∠",
@@ -128,7 +129,7 @@ _ESCAPES = {
 }
 
 _TAG = re.compile(r"</?(?:answer|think|b|i|strong|em|p|br)\s*/?>|</?sup>")
-_FULL_WIDTH_GROUP = re.compile(r"(?<=[０-９])，(?=[０-９]{3})")
+_FULL_WIDTH_GROUP = re.compile(r"(?<=[0-9０-９])，(?=[0-9０-９]{3}(?![0-9０-９]))")
 _SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
 _COMMAND = re.compile(r"\\([A-Za-z]+|.)", re.DOTALL)
 _WRAPPER = re.compile(r"\\(?:" + "|".join(_WRAPPERS.split()) + r")\s*\{([^{}]*)\}")
@@ -142,7 +143,21 @@ _PRIME_POWER = re.compile(r"\^\s*(?:\{\s*('+)\s*\}|('+))")
 _GLUED_UNIT_POWER = re.compile(r"(?<=[0-9\s})π])(mm|cm|dm|km|m)([23])(?![A-Za-z0-9.])")
 _SUBSCRIPT = re.compile(r"_\s*(?:\{[^{}]*\}|[A-Za-z0-9])|[₀-₉]+")
 _BOLD = re.compile(r"(?<![A-Za-z0-9)}\]*])\*\*((?:[^*\n]|\*(?!\*))++)\*\*(?![0-9A-Za-z(*])")
-_BULLET = re.compile(r"^[ \t]*[*•][ \t]+", re.MULTILINE)
+_BULLET = re.compile(r"^[ \t]*\*[ \t]+", re.MULTILINE)
+_ROUND_BULLET = re.compile(r"^[ \t]*[•●◦▪‣]+", re.MULTILINE)
+_EMPHASIS = re.compile(r"(?<![A-Za-z0-9)}\]*])(?<![0-9)}\]] )(\*{1,3})(?![*\s])([^*\n]++)(?<!\s)\1(?![0-9A-Za-z(*])")
+_UNDERLINE = re.compile(r"(?<![A-Za-z0-9_)}\]∠△])(_{1,3})(?![_\s{])([^_\n]++)(?<!\s)\1(?![A-Za-z0-9_{])")
+_MICRO = re.compile("[µμ](?=m(?![A-Za-z]))")
+_CHINESE_DIGITS = {sign: number for number, sign in enumerate("零一二三四五六七八九")} | {"两": 2}
+_CHINESE_NUMBER = "[零一二两三四五六七八九]?十[一二三四五六七八九]?|[零一二两三四五六七八九](?![十百千万亿])"
+_NUMERATOR = rf"(?:[0-9]*(?:√|根号)(?:\{{[0-9]+\}}|[0-9]+)|[0-9]+(?:\.[0-9]+)?|{_CHINESE_NUMBER})"
+# "二又三分之一", "2分之√3", "百分之五十".
+_CHINESE_FRACTION = re.compile(
+    rf"(?<![0-9.√/^{{}}零一二两三四五六七八九十百千万亿])(?:([0-9]+|{_CHINESE_NUMBER})又)?"
+    rf"(百|[0-9]+|{_CHINESE_NUMBER})分之({_NUMERATOR})(?![0-9.√π^零一二两三四五六七八九十百千万亿]|根号)"
+)
+_MINUS_WORD = re.compile(r"(?<![-+−])负\s*(?=[0-9０-９.√π∛(（$\\]|根号)")
+_CHINESE_MINUS_WORD = re.compile(rf"负({_CHINESE_NUMBER})(?![之又分])")
 # Scanned books give a small L for the digit one before further digits: "l00°".
 _SMALL_L = re.compile(r"(?<![A-Za-z0-9])l(?=[0-9]+\s*(?:°|$))")
 _NEEDS_REWRITING = re.compile(r"[^0-9A-Za-z .,:=()+/°√π{}-]")
@@ -152,7 +167,8 @@ def unify(text: str) -> str:
     """Rewrite the many spellings of one thing (LaTeX, full-width, superscripts, Markdown) to one."""
     if _NEEDS_REWRITING.search(text) is None and "frac" not in text:
         return _finish(text)
-    text = _FULL_WIDTH_GROUP.sub(",", text)
+    if not text.isascii():
+        text = _rewrite_chinese(_MICRO.sub("u", _ROUND_BULLET.sub(" ", _FULL_WIDTH_GROUP.sub(",", text))))
     if "<" in text:
         text = _TAG.sub(lambda match: "^" if match.group() == "<sup>" else " ", text)
     text = _SUPERSCRIPT_RUN.sub(_rewrite_superscript, text)
@@ -165,9 +181,11 @@ def unify(text: str) -> str:
         text = _BARE_TOP.sub(r"\1{\2}{", text)
         text = _COMMAND.sub(_rewrite_command, text)
     if "*" in text:
-        text = _BULLET.sub("", _BOLD.sub(r" \1 ", text))
+        text = _EMPHASIS.sub(r" \2 ", _BULLET.sub("", _BOLD.sub(r" \1 ", text)))
     if "^" in text:
         text = _CLOSED_POWER.sub(r"^\1 ", _PRIME_POWER.sub(r"\1\2", _DEGREE_POWER.sub("°", text)))
+    if "_" in text:
+        text = _UNDERLINE.sub(r" \2 ", text)
     text = _SUBSCRIPT.sub("", text)
     return _finish(text.replace("根号", "√"))
 
@@ -176,6 +194,35 @@ def _finish(text: str) -> str:
     if "m" in text:
         text = _GLUED_UNIT_POWER.sub(r"\1^\2", text)
     return _SMALL_L.sub("1", text) if "l" in text else text
+
+
+def chinese_number(text: str) -> int:
+    """Number that a Chinese numeral up to 99 spells."""
+    tens, ten, ones = text.partition("十")
+    if not ten:
+        return _CHINESE_DIGITS[text]
+    return 10 * (_CHINESE_DIGITS[tens] if tens else 1) + (_CHINESE_DIGITS[ones] if ones else 0)
+
+
+def _rewrite_chinese(text: str) -> str:
+    """Signs and fractions in Chinese words as signs of mathematics; a sign before a sign is left to be refused."""
+    if "分之" in text:
+        text = _CHINESE_FRACTION.sub(_rewrite_fraction, text)
+    if "负" in text:
+        text = _CHINESE_MINUS_WORD.sub(lambda match: f"负{chinese_number(match.group(1))}", text)
+        text = _MINUS_WORD.sub("-", text)
+    return text
+
+
+def _rewrite_fraction(match: re.Match[str]) -> str:
+    whole, bottom, top = (part if part is None or "√" in part or "根号" in part else _digits(part) for part in match.groups())
+    if bottom == "百":
+        return f"{top}%" if whole is None else "\x02"
+    return rf"{whole or ''}\frac{{{top}}}{{{bottom}}}"
+
+
+def _digits(numeral: str) -> str:
+    return numeral if numeral == "百" or numeral[0].isascii() else str(chinese_number(numeral))
 
 
 def _rewrite_superscript(match: re.Match[str]) -> str:

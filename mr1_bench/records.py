@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mr1_bench.errors import UserError
+from mr1_bench.lmms import task_folder
 
 FORMAT = 1
 _CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
@@ -90,6 +91,15 @@ def checkpoint_sha256(folder: Path) -> str:
     return sha256_json([(path.name, file_sha256(path)) for path in files])
 
 
+def code_sha256() -> str:
+    """Return one hash for the code that asks and grades: this package's core and its lmms-eval tasks, wherever they are installed."""
+    core = Path(__file__).parent
+    rooms = {"tasks", "trainers", "reports"}  # beside this folder in a source tree, inside it when installed
+    files = [("core", path) for path in core.rglob("*.py") if path.relative_to(core).parts[0] not in rooms]
+    files += [("tasks", path) for path in task_folder().iterdir() if path.suffix in (".py", ".yaml") or path.name == "_mr1_template"]
+    return sha256_json(sorted((room, path.name, file_sha256(path)) for room, path in files))
+
+
 def package_versions() -> dict[str, str]:
     """Return the versions of the packages that a number depends on, those that are installed."""
     versions = {}
@@ -130,6 +140,7 @@ class Evaluation:
     Attributes:
         folder: where its files lie.
         model: path or name of the checkpoint, as recorded.
+        weights: hash of the checkpoint's contents; its name, where the files are not at hand.
         training: `{method, task, seed}` of the checkpoint; None for a base model, or where nothing is recorded.
         run: the whole `run.json`, or None for a plain lmms-eval run.
         results: metric values by task, as lmms-eval wrote them, without filter names.
@@ -138,6 +149,7 @@ class Evaluation:
 
     folder: Path
     model: str
+    weights: str
     training: dict[str, Any] | None
     run: dict[str, Any] | None
     results: dict[str, dict[str, float]]
@@ -155,7 +167,9 @@ class Evaluation:
 
 
 def _read_items(path: Path) -> Iterator[Item]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    # Not splitlines: lmms-eval writes answers as they are, and U+2028 and its like may stand in them.
+    lines = path.read_text(encoding="utf-8", errors="surrogatepass").removesuffix("\n").split("\n")
+    for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             answer = row["filtered_resps"]
@@ -186,11 +200,21 @@ def _read_results(path: Path, run: dict[str, Any] | None) -> Evaluation:
     results = {task: metrics for task, values in content["results"].items() if (metrics := _plain_metrics(values)) and task in found}
     pairs = str(content.get("config", {}).get("model_args") or "").split(",")
     arguments = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
-    plain = arguments.get("pretrained") or arguments.get("model") or str(content.get("model_name") or path.parent)
+    named = arguments.get("pretrained") or arguments.get("model")
+    plain = named or str(content.get("model_name") or path.parent)
     model = run["model"]["path"] if run else plain
-    recorded = run["model"]["training"] if run else None
-    training = training_of(Path(model)) if run is None and Path(model).is_dir() else recorded
-    return Evaluation(path.parent, model, training, run, results, {task: file for task, file in found.items() if file.is_file()})
+    samples = {task: file for task, file in found.items() if file.is_file()}
+    if run:
+        return Evaluation(path.parent, model, run["model"]["checkpoint_sha256"], run["model"]["training"], run, results, samples)
+    checkpoint = Path(model)
+    if named and checkpoint.is_dir():
+        return Evaluation(path.parent, model, checkpoint_sha256(checkpoint), training_of(checkpoint), None, results, samples)
+    if named and (checkpoint.is_absolute() or model.startswith((".", "~"))):
+        raise RecordError(
+            f"{path}: the checkpoint {model} is not there any more, so what it was trained on is unknown; put it back, or evaluate with "
+            "mr1-bench eval, which records it"
+        )
+    return Evaluation(path.parent, model, model, None, None, results, samples)
 
 
 def read_evaluations(folders: Iterable[Path]) -> list[Evaluation]:

@@ -65,7 +65,7 @@ def relation(training: dict[str, Any] | None, spec: TaskSpec) -> str:
 
 def _identity(evaluation: Evaluation, task: str) -> dict[str, Any]:
     entry = evaluation.run["tasks"].get(task, {}) if evaluation.run else {}
-    return {key: entry.get(key) for key in ("dataset_sha256", "prompt_sha256", "decoding", "limit")}
+    return {key: entry.get(key) for key in ("dataset_sha256", "pixels_sha256", "prompt_sha256", "decoding", "limit")}
 
 
 def _check_comparable(evaluations: list[Evaluation], task: str) -> None:
@@ -79,10 +79,6 @@ def _check_comparable(evaluations: list[Evaluation], task: str) -> None:
                     f"{task} was evaluated differently in {first.folder} and {other.folder}: {', '.join(differing)} differ; "
                     "evaluate one of them again"
                 )
-
-
-def _weights(evaluation: Evaluation) -> str:
-    return evaluation.run["model"]["checkpoint_sha256"] if evaluation.run else evaluation.model
 
 
 def _label(training: dict[str, Any] | None) -> str:
@@ -102,7 +98,7 @@ def build_matrix(evaluations: list[Evaluation]) -> list[Row]:
     ours = {spec.name for spec in SPECS}
     by_model: dict[str, dict[str, Evaluation]] = {}
     for evaluation in evaluations:
-        tasks = by_model.setdefault(_weights(evaluation), {})
+        tasks = by_model.setdefault(evaluation.weights, {})
         for task in (name for name in evaluation.results if name in ours):
             if task in tasks:
                 raise RecordError(

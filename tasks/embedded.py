@@ -16,7 +16,7 @@ from mr1_bench import data, synth
 from mr1_bench.specs import TaskSpec
 
 
-def _pixels_version() -> str:
+def pixels_version() -> str:
     """Return a hash of what draws the pictures: the generator's source and Pillow's version."""
     digest = hashlib.sha256(version("pillow").encode())
     for path in sorted(Path(synth.__file__).parent.glob("*.py")):
@@ -32,7 +32,7 @@ def parquet_path(spec: TaskSpec) -> Path:
     from mr1_bench.data_build import schema
 
     content = data.dataset_hash(spec.data, spec.split, level=spec.level or 1, n=spec.size)
-    key = hashlib.sha256(f"{content}{_pixels_version()}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{content}{pixels_version()}".encode()).hexdigest()[:16]
     path = data.data_dir() / "embedded" / f"{spec.name}-{spec.split}-{key}.parquet"
     if path.is_file():
         return path

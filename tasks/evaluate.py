@@ -1,19 +1,15 @@
-"""`mr1-bench eval`: runs lmms-eval in this process and keeps a run record that can be trusted.
+"""`mr1-bench eval`: evaluates a checkpoint and keeps a run record that can be trusted.
 
 lmms-eval's own command exits 0 when a task is missing or the evaluation failed, keeps nothing when it is killed, and may serve cached
 answers of weights that are gone. This command has a true exit code, goes on where it was, and records what each number was made from. It
-must not know how answers are graded: the tasks do that.
+must not know how answers are graded (the tasks do that), nor lmms-eval's ways (`harness`).
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
-import hashlib
 import math
-import os
 import platform
-import random
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -23,14 +19,17 @@ from typing import Any
 
 from mr1_bench import data, prompts, records, stats
 from mr1_bench.errors import UserError
+from mr1_bench.grading import grade
 from mr1_bench.specs import GROUPS, SPECS, TaskSpec, expand, get_spec
 from mr1_bench.tables import percent, print_table
+from mr1_bench.tasks import embedded, harness
+from mr1_bench.tasks.journal import Answer, Journal
 
 HELP = "Evaluate a checkpoint with lmms-eval, resumably, and write a run record."
 
 NO_PIXEL_CAP = 12845056  # pixels; Qwen2-VL's own upper limit. lmms-eval's default of 602112 would shrink large images.
 _HF_BACKENDS = {"qwen2_vl": "qwen2_vl", "qwen2_5_vl": "qwen2_5_vl"}
-_CHUNK_BATCHES = 4  # batches between two writes of the journal
+_METRICS = ("acc", "acc_r1v", "format", "answered")
 _OUR_NAMES = {spec.name for spec in SPECS}
 
 
@@ -47,8 +46,8 @@ class EvalConfig:
     temperature: float
     top_p: float
     seed: int
-    device: str
-    max_pixels: int
+    device: str | None
+    max_pixels: int | None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,9 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of sampling (default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, … (default: cuda where there is one)")
-    parser.add_argument(
-        "--max-pixels", type=int, default=NO_PIXEL_CAP, help="largest image in pixels (default: %(default)s, in effect no cap)"
-    )
+    parser.add_argument("--max-pixels", type=int, help=f"largest image in pixels, hf only (default: {NO_PIXEL_CAP}, in effect no cap)")
     parser.add_argument("--include-path", type=Path, help="folder with further lmms-eval tasks")
     parser.add_argument("--verbose", action="store_true", help="show lmms-eval's own log")
 
@@ -85,6 +82,14 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--repeats {args.repeats} with --temperature 0 would give the same answer {args.repeats} times; set a temperature")
     if args.name and (Path(args.name).name != args.name or args.name.startswith(".")):
         raise UserError(f"--name {args.name!r} is not a plain folder name")
+    if not 0 <= args.seed < 2**32:
+        raise UserError(f"--seed {args.seed} is not between 0 and {2**32 - 1}")
+    if args.max_pixels is not None and args.max_pixels < 28 * 28:
+        raise UserError(f"--max-pixels {args.max_pixels}: an image token alone covers 28 x 28 = 784 pixels")
+    if args.include_path and not args.include_path.is_dir():
+        raise UserError(f"--include-path {args.include_path} is not a folder")
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f"--out {args.out} is a file; name a folder")
 
 
 def resolve_model(name: str) -> Path:
@@ -106,7 +111,19 @@ def resolve_model(name: str) -> Path:
             raise UserError(f"--model {name}: no such folder, and the hub gave none ({type(error).__name__})") from None
     if not (folder / "config.json").is_file():
         raise UserError(f"--model {name}: {folder} has no config.json, so it is no checkpoint; name the folder that save_pretrained wrote")
+    _check_weights(folder)
     return folder.resolve()
+
+
+def _check_weights(folder: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    for path in folder.glob("*.safetensors"):
+        try:
+            with safe_open(path, "numpy"):
+                continue
+        except SafetensorError as error:
+            raise UserError(f"{path} is damaged or cut off ({error}); copy or save the checkpoint again") from None
 
 
 def _choose_backend(backend: str, checkpoint: Path) -> str:
@@ -121,213 +138,92 @@ def _choose_backend(backend: str, checkpoint: Path) -> str:
     return _HF_BACKENDS[model_type]
 
 
-def _model_arguments(backend: str, checkpoint: Path, config: EvalConfig) -> dict[str, Any]:
-    if backend == "vllm":
-        return {"model": str(checkpoint), "batch_size": config.batch_size, "seed": config.seed}
-    arguments: dict[str, Any] = {"pretrained": str(checkpoint), "batch_size": config.batch_size, "device": config.device}
+def _choose_device(device: str | None) -> str:
+    import torch
+
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise UserError(f"--device {device} is none; use cpu, cuda, cuda:1, …") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {device}: PyTorch sees no CUDA GPU here; use --device cpu")
+    return device
+
+
+def _make_config(args: argparse.Namespace, backend: str) -> EvalConfig:
+    """Return the whole configuration; an option that the backend would ignore is refused, so that the record never claims it."""
     if backend in _HF_BACKENDS.values():
+        device, max_pixels = _choose_device(args.device), args.max_pixels or NO_PIXEL_CAP
+    else:
+        device, max_pixels = args.device, args.max_pixels
+        if max_pixels is not None or (backend == "vllm" and device is not None):
+            raise UserError(f"--max-pixels and --device are for --backend hf; {backend} decides these itself")
+    return EvalConfig(
+        model=args.model,
+        tasks=args.tasks,
+        backend=backend,
+        batch_size=args.batch_size,
+        limit=args.limit,
+        repeats=args.repeats,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        seed=args.seed,
+        device=device,
+        max_pixels=max_pixels,
+    )
+
+
+def _model_arguments(checkpoint: Path, config: EvalConfig) -> dict[str, Any]:
+    if config.backend == "vllm":
+        return {"model": str(checkpoint), "batch_size": config.batch_size, "seed": config.seed}
+    arguments: dict[str, Any] = {"pretrained": str(checkpoint), "batch_size": config.batch_size}
+    if config.device is not None:
+        arguments["device"] = config.device
+    if config.backend in _HF_BACKENDS.values():
         arguments |= {"device_map": config.device, "max_pixels": config.max_pixels}
     return arguments
 
 
-def _task_facts(name: str, config: EvalConfig) -> dict[str, Any]:
-    """Return the facts about a task that decide its numbers; raises where its data is absent."""
-    if name not in _OUR_NAMES:
-        return {"task": name, "limit": config.limit}
-    spec = get_spec(name)
+def _task_facts(spec: TaskSpec, config: EvalConfig) -> dict[str, Any]:
+    """Return the facts about a task that decide its answers; raises where its data is absent."""
     kwargs = {"level": spec.level, "n": spec.size} if spec.level else {}
     return {
-        "task": name,
-        "limit": config.limit,
+        "task": spec.name,
         "size": len(data.load(spec.data, spec.split, **kwargs)),
         "dataset_sha256": data.dataset_hash(spec.data, spec.split, **kwargs),
+        "pixels_sha256": embedded.pixels_version() if spec.synthetic else None,
         "prompt": spec.prompt,
         "prompt_sha256": prompts.prompt_hash(spec.prompt),
         "decoding": {"max_new_tokens": spec.max_new_tokens, "temperature": config.temperature, "top_p": config.top_p},
     }
 
 
-def _quiet(verbose: bool) -> None:
-    """Leave the terminal to our own progress bar; must run before lmms_eval is imported."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if verbose:
-        return
-    import warnings
-
-    import tqdm
-
-    started = tqdm.tqdm.__init__
-
-    @functools.wraps(started)
-    def silent(self: Any, *args: Any, **kwargs: Any) -> None:
-        started(self, *args, **kwargs | {"disable": True})  # lmms-eval's models set `disable` themselves, so the variable has no effect
-
-    tqdm.tqdm.__init__ = silent
-
-    warnings.filterwarnings("ignore")
-    from loguru import logger
-
-    logger.remove()
-    logger.add(sys.stderr, level="ERROR", format="{message}")
-    import datasets
-    import transformers
-
-    datasets.disable_progress_bars()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-
-
-def _seed_everything(seed: int, text: str) -> None:
-    import numpy
-    import torch
-
-    value = int.from_bytes(hashlib.sha256(f"{seed}/{text}".encode()).digest()[:4], "big")
-    random.seed(value)
-    numpy.random.seed(value)
-    torch.manual_seed(value)
-
-
-def _default_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _run_lmms_eval(
-    config: EvalConfig, names: list[str], checkpoint: Path, backend: str, folder: Path, identity: str, include_path: Path | None
-) -> dict[str, Any]:
-    """Evaluate, and write lmms-eval's files into the folder.
-
-    Returns:
-        lmms-eval's results with the samples, and under `mr1` seconds, answers made now and tokens.
-    """
-    import lmms_eval.models
-    from lmms_eval.evaluator import simple_evaluate
-    from lmms_eval.loggers import EvaluationTracker
-    from lmms_eval.tasks import TaskManager
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    from mr1_bench.tasks.journal import Journal, journaled
-
-    manager = TaskManager("ERROR", include_path=str(include_path) if include_path else None)
-    unknown = [name for name in names if name not in manager.all_tasks]
-    if unknown:
-        raise UserError(f"lmms-eval knows no task {', '.join(unknown)}; `mr1-bench tasks` lists ours, `lmms-eval tasks list` its own")
-    tracker = EvaluationTracker(output_path=str(folder))
-    journal = Journal(folder / "journal.jsonl", identity)
-    model = lmms_eval.models.get_model(backend)(**_model_arguments(backend, checkpoint, config))
-    tokenizer = getattr(model, "tokenizer", None)
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    made = done = total = 0
-    generate_seconds = 0.0
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("answering", total=None)
-
-        def advance(count: int, cached: bool) -> None:
-            nonlocal made, done
-            made += 0 if cached else count
-            tenths, done = 10 * done // max(total, 1), done + count
-            progress.advance(bar, count)
-            if not console.is_terminal and 10 * done // max(total, 1) > tenths:
-                print(f"answered {done} of {total}", file=sys.stderr, flush=True)
-
-        generate = journaled(
-            model.generate_until,
-            journal,
-            chunk=config.batch_size * _CHUNK_BATCHES,
-            seed_all=functools.partial(_seed_everything, config.seed),
-            count_tokens=lambda text: len(tokenizer.encode(text)) if tokenizer is not None else 0,
-            advance=advance,
-        )
-
-        def generate_until(requests: list[Any]) -> list[str]:
-            nonlocal generate_seconds, total
-            total = len(requests)
-            progress.update(bar, total=total)
-            start = time.perf_counter()
-            answers = generate(requests)
-            generate_seconds = time.perf_counter() - start
-            return answers
-
-        model.generate_until = generate_until
-        sampling = f"temperature={config.temperature},top_p={config.top_p},do_sample=True" if config.temperature > 0 else None
-        stamp = datetime.now(UTC).strftime("%Y%m%d_%H%M%S")
-        try:
-            results = simple_evaluate(
-                model=model,
-                tasks=names,
-                task_manager=manager,
-                limit=config.limit,
-                log_samples=True,
-                gen_kwargs=sampling,
-                repeats=config.repeats,
-                evaluation_tracker=tracker,
-                random_seed=config.seed,
-                numpy_random_seed=config.seed,
-                torch_random_seed=config.seed,
-                datetime_str=stamp,
-                bootstrap_iters=0 if all(name in _OUR_NAMES for name in names) else 1000,
-                verbosity="ERROR",
-            )
-        finally:
-            journal.close()
-    if results is None:
-        raise UserError("lmms-eval returned no results (another rank holds them?)")
-    samples = results.pop("samples")
-    answers = {key.rpartition("/")[0]: answer for key, answer in journal.answers.items()}
-    results["mr1"] = {"made": made, "seconds": generate_seconds, "answers": answers, "stamp": stamp}
-    # lmms-eval's writers change the samples, append to what is there and swallow their errors: keep ours, and check theirs.
-    kept = {task: [dict(row) for row in rows] for task, rows in samples.items()}
-    tracker.save_results_aggregated(
-        results={key: value for key, value in results.items() if key != "mr1"}, samples=samples, datetime_str=stamp
-    )
-    for task in results["configs"]:
-        tracker.save_results_samples(task_name=task, samples=samples[task])
-        written = folder / f"{stamp}_samples_{task}.jsonl"
-        if not written.is_file() or len(written.read_bytes().splitlines()) != len(kept[task]):
-            raise UserError(f"lmms-eval could not write {written}: is the disk full?")
-    results["samples"] = kept
-    return dict(results)
-
-
-def _score_task(name: str, rows: list[dict[str, Any]], answers: dict[str, Any], config: EvalConfig) -> dict[str, Any]:
-    """Return a task's entry in run.json: each metric's mean, k, n and Wilson interval; with repeats avg@N and pass@N as well."""
-    spec = get_spec(name)
+def _score_task(rows: list[dict[str, Any]], answers: dict[str, Answer], name: str, max_new_tokens: int | None) -> dict[str, Any]:
+    """Return a task's entry in run.json: each metric's mean, k, n and Wilson interval, and the answers' lengths."""
     entry: dict[str, Any] = {"n": len(rows), "metrics": {}}
-    for metric in spec.metrics:
+    for metric in _METRICS:
         values = [row[metric] for row in rows if metric in row]
         if values:
             k = round(sum(values))
             entry["metrics"][metric] = {"value": k / len(values), "k": k, "n": len(values)}
             entry["metrics"][metric] |= dict(zip(("low", "high"), stats.wilson(k, len(values)), strict=True))
+            if len(values) < len(rows):
+                entry["metrics"][metric]["no_verdict"] = len(rows) - len(values)
     tokens = [answer["tokens"] for key, answer in answers.items() if key.startswith(f"{name}/")]
     entry["tokens"] = {"completion": sum(tokens), "mean": sum(tokens) / max(len(tokens), 1), "longest": max(tokens, default=0)}
-    entry["cut_off"] = sum(count >= spec.max_new_tokens for count in tokens)
-    if spec.tagged and any("acc_r1v" not in row for row in rows):
-        entry["r1v_no_verdict"] = sum("acc_r1v" not in row for row in rows)
-    if config.repeats > 1:
-        entry["repeats"] = _score_repeats(spec, rows, answers, config)
+    if max_new_tokens:
+        entry["cut_off"] = sum(count >= max_new_tokens for count in tokens)
     return entry
 
 
-def _score_repeats(spec: TaskSpec, rows: list[dict[str, Any]], answers: dict[str, Any], config: EvalConfig) -> dict[str, Any]:
-    from mr1_bench.grading import grade
-
+def _score_repeats(spec: TaskSpec, rows: list[dict[str, Any]], answers: dict[str, Answer], repeats: int) -> dict[str, Any]:
     correct = []
     for row in rows:
-        texts = [answers[f"{spec.name}/{row['doc_id']}/{repeat}"]["text"] for repeat in range(config.repeats)]
+        texts = [answers[f"{spec.name}/{row['doc_id']}/{repeat}"]["text"] for repeat in range(repeats)]
         correct.append([grade(spec, str(row["target"]), text).correct for text in texts])
-    pass_at = stats.pass_at_k(correct, config.repeats)
-    return {"n": config.repeats, "avg": asdict(stats.avg_at_n(correct)), "pass": asdict(pass_at)}
+    return {"n": repeats, "avg": asdict(stats.avg_at_n(correct)), "pass": asdict(stats.pass_at_k(correct, repeats))}
 
 
 def _percent(estimate: dict[str, Any]) -> str:
@@ -351,9 +247,42 @@ def _print_results(run: dict[str, Any], folder: Path) -> None:
         if "repeats" in entry:
             r = entry["repeats"]
             print(f"{name}: avg@{r['n']} {_percent(r['avg'])}, pass@{r['n']} {_percent(r['pass'])}")
-        elif "foreign" in entry:
-            print(f"{name}: {', '.join(f'{metric} {value:.4g}' for metric, value in entry['foreign'].items())}")
+        if entry.get("outside"):
+            print(f"{name}: {', '.join(f'{metric} {value:.4g}' for metric, value in entry['outside'].items())}")
     print(f"\nrecord: {folder}")
+
+
+def _entries(outcome: harness.Outcome, facts: dict[str, Any], names: list[str], config: EvalConfig) -> dict[str, Any]:
+    """Return the tasks' entries in run.json, in the order asked for; tasks that are not ours keep their own metrics beside."""
+    entries: dict[str, Any] = {}
+    order = {name: position for position, name in enumerate(names)}
+    for name, rows in sorted(outcome.samples.items(), key=lambda pair: order.get(pair[0], len(order))):
+        decoding = outcome.results["configs"][name].get("generation_kwargs") or {}
+        entry = facts.get(name, {}) | {"limit": config.limit} | _score_task(rows, outcome.answers, name, decoding.get("max_new_tokens"))
+        if name not in _OUR_NAMES:
+            values = {key.partition(",")[0]: value for key, value in outcome.results["results"][name].items() if isinstance(value, float)}
+            entry["outside"] = {key: value for key, value in values.items() if "_stderr" not in key and key not in entry["metrics"]}
+        elif config.repeats > 1:
+            entry["repeats"] = _score_repeats(get_spec(name), rows, outcome.answers, config.repeats)
+        entries[name] = entry
+    return entries
+
+
+def _group_means(entries: dict[str, Any], tasks: str) -> dict[str, dict[str, float]]:
+    """Return the unweighted means over the tasks of each group of ours that was asked for."""
+    groups = {}
+    for group in (part.strip() for part in tasks.split(",")):
+        members = [entries[name]["metrics"] for name in GROUPS.get(group, ()) if name in entries and name in _OUR_NAMES]
+        if len(members) > 1 and len(members) == len(GROUPS[group]):
+            shared = set.intersection(*(set(metrics) for metrics in members))
+            groups[group] = {key: math.fsum(metrics[key]["value"] for metrics in members) / len(members) for key in sorted(shared)}
+    return groups
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove results that were written without their run.json: by a killed run, or by another version of the graders."""
+    for leftover in [*folder.glob("*_results.json"), *folder.glob("*_samples_*.jsonl"), folder / "run.json"]:
+        leftover.unlink(missing_ok=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -362,81 +291,76 @@ def run(args: argparse.Namespace) -> int:
     names = expand(args.tasks)
     if not names:
         raise UserError("--tasks names no task")
-    _quiet(args.verbose)
+    harness.quiet(args.verbose)
     checkpoint = resolve_model(args.model)
-    backend = _choose_backend(args.backend, checkpoint)
+    config = _make_config(args, _choose_backend(args.backend, checkpoint))
     training = records.training_of(checkpoint)
     weights = records.checkpoint_sha256(checkpoint)
-    config = EvalConfig(
-        args.model,
-        args.tasks,
-        backend,
-        args.batch_size,
-        args.limit,
-        args.repeats,
-        args.temperature,
-        args.top_p,
-        args.seed,
-        args.device or _default_device(),
-        args.max_pixels,
-    )
-    facts = {name: _task_facts(name, config) for name in names}
+    facts = {name: _task_facts(get_spec(name), config) for name in names if name in _OUR_NAMES}
+    outside = [name for name in names if name not in _OUR_NAMES]
+    manager = harness.open_tasks(names, args.include_path) if outside else None
+    for name in outside:
+        facts[name] = harness.outside_facts(manager, name, args.include_path)
+
     versions = records.package_versions()
     settings = {key: value for key, value in asdict(config).items() if key not in ("model", "tasks")}
     identity = records.sha256_json({"checkpoint": weights, "tasks": facts, "settings": settings, "packages": versions})
-    folder = args.out / "eval" / (args.name or f"{'+'.join(args.tasks.split(','))[:60]}-{identity[:8]}")
+    code = records.code_sha256()
+    folder = args.out / "eval" / (args.name or f"{'+'.join(part.strip() for part in args.tasks.split(','))[:60]}-{identity[:8]}")
     if (folder / "run.json").is_file():
         previous = records.read_json(folder / "run.json")
         if previous.get("identity") != identity:
             raise UserError(
                 f"{folder} holds another evaluation (other weights, data, prompt, decoding or versions); choose another --name or --out"
             )
-        print("already complete, nothing to do\n", file=sys.stderr)
-        _print_results(previous, folder)
-        return 0
+        if previous.get("code_sha256") == code:
+            print("already complete, nothing to do\n", file=sys.stderr)
+            _print_results(previous, folder)
+            return 0
+        print("mr1-bench has changed since: grading the same answers again", file=sys.stderr)
+    elif not (folder / "journal.jsonl").is_file() and any(folder.glob("*_results.json")):
+        raise UserError(f"{folder} holds results that mr1-bench eval did not write; choose another --name or --out")
 
-    for leftover in [*folder.glob("*_results.json"), *folder.glob("*_samples_*.jsonl")]:
-        leftover.unlink()  # of a run that was killed while it wrote; its answers are in the journal
     start = time.perf_counter()
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    results = _run_lmms_eval(config, names, checkpoint, backend, folder, identity, args.include_path)
-    own = results["mr1"]
-
-    entries: dict[str, Any] = {}
-    for name, rows in sorted(results["samples"].items(), key=lambda pair: names.index(pair[0]) if pair[0] in names else len(names)):
-        if name in _OUR_NAMES:
-            entries[name] = facts[name] | _score_task(name, rows, own["answers"], config)
-        else:
-            values = {key.partition(",")[0]: value for key, value in results["results"][name].items() if isinstance(value, float)}
-            entries[name] = facts.get(name, {}) | {
-                "n": len(rows),
-                "foreign": {key: value for key, value in values.items() if "_stderr" not in key},
-            }
-    groups = {}
-    for group in args.tasks.split(","):
-        members = [entries[name]["metrics"] for name in GROUPS.get(group, ()) if "metrics" in entries.get(name, {})]
-        if len(members) > 1 and len(members) == len(GROUPS[group]):
-            shared = set.intersection(*(set(metrics) for metrics in members))
-            groups[group] = {key: math.fsum(metrics[key]["value"] for metrics in members) / len(members) for key in sorted(shared)}
-    tokens = sum(answer["tokens"] for answer in own["answers"].values())
-    record = {
-        "format": records.FORMAT,
-        "kind": "eval",
-        "identity": identity,
-        "results_file": f"{own['stamp']}_results.json",
-        "model": {"path": args.model, "checkpoint_sha256": weights, "training": training},
-        "config": asdict(config),
-        "tasks": entries,
-        "groups": groups,
-        "packages": versions,
-        "python": platform.python_version(),
-        "started": started,
-        "time_wall_s": round(time.perf_counter() - start, 3),
-        "time_generate_s": round(own["seconds"], 3),
-        "answers": {"total": len(own["answers"]), "made_in_this_run": own["made"]},
-        "tokens": tokens,
-        "tokens_per_s": round(tokens / own["seconds"], 1) if own["made"] == len(own["answers"]) and own["seconds"] > 0 else None,
-    }
-    records.write_json(folder / "run.json", record)
+    with Journal(folder / "journal.jsonl", identity) as journal:
+        _remove_leftovers(folder)
+        outcome = harness.evaluate(
+            manager or harness.open_tasks(names, args.include_path),
+            names,
+            backend=config.backend,
+            model_arguments=_model_arguments(checkpoint, config),
+            batch_size=config.batch_size,
+            limit=config.limit,
+            repeats=config.repeats,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            seed=config.seed,
+            folder=folder,
+            journal=journal,
+        )
+        entries = _entries(outcome, facts, names, config)
+        tokens = sum(answer["tokens"] for answer in outcome.answers.values())
+        all_made_now = outcome.made == len(outcome.answers) and outcome.seconds > 0
+        record = {
+            "format": records.FORMAT,
+            "kind": "eval",
+            "identity": identity,
+            "code_sha256": code,
+            "results_file": f"{outcome.stamp}_results.json",
+            "model": {"path": args.model, "checkpoint_sha256": weights, "training": training},
+            "config": asdict(config),
+            "tasks": entries,
+            "groups": _group_means(entries, args.tasks),
+            "packages": versions,
+            "python": platform.python_version(),
+            "started": started,
+            "time_wall_s": round(time.perf_counter() - start, 3),
+            "time_generate_s": round(outcome.seconds, 3),
+            "answers": {"total": len(outcome.answers), "made_in_this_run": outcome.made},
+            "tokens": tokens,
+            "tokens_per_s": round(tokens / outcome.seconds, 1) if all_made_now else None,
+        }
+        records.write_json(folder / "run.json", record)
     _print_results(record, folder)
     return 0

@@ -6,6 +6,7 @@ another identity it is refused, so an answer of other weights or another prompt 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 from collections import Counter
@@ -32,11 +33,26 @@ class Journal:
         """Open a journal, or begin one.
 
         Raises:
-            UserError: the file belongs to another evaluation.
+            UserError: the file belongs to another evaluation, or another process is writing it.
         """
         self.path = path
         self.answers: dict[str, Answer] = {}
-        lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the kernel when the process ends, however it ends
+            self._read(identity)
+        except BlockingIOError:
+            self._file.close()
+            raise UserError(f"another process is writing {path}: wait for it, or stop it, then run this again") from None
+        except UserError:
+            self._file.close()
+            raise
+
+    def _read(self, identity: str) -> None:
+        """Take over what an earlier process wrote, up to its last whole line."""
+        self._file.seek(0)
+        lines = self._file.readlines()
         kept = b""
         for number, line in enumerate(lines):
             try:
@@ -47,14 +63,11 @@ class Journal:
                 break
             if number == 0 and row.get("identity") != identity:
                 raise UserError(
-                    f"{path} belongs to another evaluation (other weights, data, prompt or decoding); choose another --out or --name"
+                    f"{self.path} belongs to another evaluation (other weights, data, prompt or decoding); choose another --out or --name"
                 )
             self.answers.update(row.get("answers", {}))
             kept += line
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("r+b" if path.is_file() else "w+b")
         self._file.truncate(len(kept))
-        self._file.seek(len(kept))
         if not kept:
             self._append({"identity": identity})
 
@@ -66,6 +79,12 @@ class Journal:
         """Record some answers, all of them or none."""
         self.answers.update(answers)
         self._append({"answers": answers})
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close the file."""

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mr1_bench.answers import MAX_ANSWER_CHARS, compact, read_answer
 from mr1_bench.quantities import equal, from_float, from_fraction
+from mr1_bench.units import conversion
 
 ROOT2, ROOT3, ROOT5 = math.sqrt(2), math.sqrt(3), math.sqrt(5)
 
@@ -374,6 +375,34 @@ def test_a_plain_numeral_reads_as_within_a_sentence(number, places, unit):
     assert plain == stated
 
 
+PAIRS = [
+    (left, right)
+    for group in (
+        ["°", "arcmin", "arcsec", "rad"],
+        ["nm", "µm", "mm", "cm", "dm", "m", "hm", "km", "里", "丈", "尺", "寸", "海里", "inches", "ft", "yd", "miles"],
+        ["mm²", "cm^2", "平方米", "km²", "公顷", "ha", "acres", "亩"],
+        ["s", "min", "h", "days"],
+        ["mg", "g", "kg", "吨"],
+    )
+    for left in group
+    for right in group
+    if left != right
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.fractions(Fraction(1, 8), 900, max_denominator=8), st.sampled_from(PAIRS), st.sampled_from(["{} ({})", "{}, i.e. {}", "{} = {}"]))
+def test_a_value_restated_in_another_unit_is_that_value(number, pair, frame):
+    left, right = (read_answer(f"1 {unit}").quantities[0].unit for unit in pair)
+    factor = conversion(left, right)
+    stated = f"{number.numerator}/{number.denominator} {pair[0]}"
+    restated = f"{(number * factor).numerator}/{(number * factor).denominator} {pair[1]}"
+    (gold,), (quantity,) = read_answer(stated).quantities, read_answer(frame.format(stated, restated)).quantities
+    assert equal(quantity, gold)
+    assert quantity.unit in (left, right)
+    assert quantity.value == pytest.approx(float(number if quantity.unit == left else number * factor))
+
+
 PIECES = st.sampled_from(
     [
         *"0123456789.,:;=+-*/^()[]{}<>|!%°'\"√π±≈~$\\_&#@`\n\t \x00\x01\x02Aax中度或、",
@@ -389,6 +418,19 @@ PIECES = st.sampled_from(
         "cm^2",
         "sin",
         "twelve",
+        "负",
+        "二",
+        "分之",
+        "百",
+        "又",
+        "的",
+        "里",
+        "acres",
+        "less",
+        "twenty",
+        "no",
+        "square",
+        "of",
         "平方米",
         "∠ABC",
         "\ud800",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -176,6 +177,11 @@ def test_plain_lmms_eval_command(checkpoint, tmp_path):
         (["--tasks", "mr1_synth", "--repeats", "4"], "same answer 4 times"),
         (["--tasks", ","], "names no task"),
         (["--tasks", "mr1_synth", "--name", "../x"], "plain folder name"),
+        (["--tasks", "mr1_synth", "--seed", "-1"], "--seed -1"),
+        (["--tasks", "mr1_synth", "--device", "abacus"], "--device abacus"),
+        (["--tasks", "mr1_vc_synth", "--limit", "1", "--backend", "nope"], "no model 'nope'"),
+        (["--tasks", "mr1_synth", "--backend", "vllm", "--max-pixels", "9999"], "for --backend hf"),
+        (["--tasks", "mr1_synth", "--include-path", "/nowhere"], "not a folder"),
     ],
 )
 def test_bad_usage_is_one_line_and_exit_code_2(checkpoint, tmp_path, monkeypatch, capsys, arguments, message):
@@ -184,6 +190,53 @@ def test_bad_usage_is_one_line_and_exit_code_2(checkpoint, tmp_path, monkeypatch
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.out == ""
+
+
+def test_out_that_is_a_file_is_refused(checkpoint, tmp_path, capsys):
+    (tmp_path / "out").write_text("mine")
+    assert main(command(checkpoint, tmp_path / "out", "--tasks", "mr1_synth")) == 2
+    assert "is a file" in capsys.readouterr().err
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_results_of_others_are_not_touched(checkpoint, tmp_path, capsys):
+    foreign = tmp_path / "eval" / "mine" / "20250101_000000_results.json"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text("{}")
+    assert main(command(checkpoint, tmp_path, "--tasks", "mr1_vc_synth", "--limit", "1", "--name", "mine")) == 2
+    assert "did not write" in capsys.readouterr().err
+    assert foreign.read_text() == "{}"
+
+
+def test_cut_off_weights_are_refused(checkpoint, tmp_path, capsys):
+    broken = tmp_path / "broken"
+    shutil.copytree(checkpoint, broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    assert main(command(broken, tmp_path / "out", "--tasks", "mr1_synth")) == 2
+    assert "damaged or cut off" in capsys.readouterr().err
+
+
+def test_changed_code_grades_the_same_answers_again(checkpoint, tmp_path):
+    arguments = command(checkpoint, tmp_path, "--tasks", "mr1_vc_synth", "--limit", "4")
+    assert run(*arguments).returncode == 0
+    first, folder = only_record(tmp_path)
+    records.write_json(folder / "run.json", first | {"code_sha256": "of an earlier version"})
+    again = run(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert "grading the same answers again" in again.stderr
+    second, _ = only_record(tmp_path)
+    assert second["answers"] == {"total": 4, "made_in_this_run": 0}
+    assert second["code_sha256"] == first["code_sha256"]
+    assert len(list(folder.glob("*_results.json"))) == 1
+
+
+def test_two_processes_cannot_write_one_journal(tmp_path):
+    from mr1_bench.errors import UserError
+
+    with Journal(tmp_path / "journal.jsonl", "identity"), pytest.raises(UserError, match="another process is writing"):
+        Journal(tmp_path / "journal.jsonl", "identity")
+    Journal(tmp_path / "journal.jsonl", "identity").close()
 
 
 def test_model_that_is_none_is_refused(tmp_path):

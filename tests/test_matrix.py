@@ -52,6 +52,16 @@ def test_same_weights_twice_is_refused(tmp_path):
         matrix(tmp_path)
 
 
+def test_plain_and_own_evaluations_of_one_checkpoint_are_one_row(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(b"weights")
+    write_evaluation(tmp_path / "plain", model_args=f"pretrained={model}")
+    write_evaluation(tmp_path / "own", task="mr1_vc", run=(records.checkpoint_sha256(model), None))
+    (row,) = matrix(tmp_path / "plain", tmp_path / "own")
+    assert sorted(row.cells) == ["mr1_gr", "mr1_vc"]
+
+
 def test_two_bases_are_refused(tmp_path):
     write_evaluation(tmp_path / "a", run=("w0", None))
     write_evaluation(tmp_path / "b", run=("w1", None))

@@ -32,10 +32,11 @@ def write_evaluation(folder, task="mr1_gr", correct=(1, 0, 1, 1), run=None, stam
 
 
 def test_reads_a_plain_lmms_eval_run(tmp_path):
-    write_evaluation(tmp_path / "a", model_args="pretrained=/nowhere/model,device=cpu")
+    write_evaluation(tmp_path / "a", model_args="pretrained=some/model,device=cpu")
     (evaluation,) = records.read_evaluations([tmp_path])
     assert evaluation.results == {"mr1_gr": {"acc": 0.75}}
-    assert (evaluation.model, evaluation.training, evaluation.run) == ("/nowhere/model", None, None)
+    assert (evaluation.model, evaluation.weights) == ("some/model", "some/model")
+    assert (evaluation.training, evaluation.run) == (None, None)
     assert [item.metrics["acc"] for item in evaluation.items("mr1_gr")] == [1.0, 0.0, 1.0, 1.0]
     assert evaluation.items("mr1_gr")[0].text == "<answer>65</answer>"
 
@@ -43,10 +44,28 @@ def test_reads_a_plain_lmms_eval_run(tmp_path):
 def test_plain_run_takes_training_from_the_checkpoint(tmp_path):
     model = tmp_path / "model"
     model.mkdir()
+    (model / "model.safetensors").write_bytes(b"weights")
     (model / "run.json").write_text(json.dumps({"method": "sft", "task": "gr", "seed": 1, "more": 2}))
     write_evaluation(tmp_path / "out", model_args=f"pretrained={model}")
     (evaluation,) = records.read_evaluations([tmp_path / "out"])
     assert evaluation.training == {"method": "sft", "task": "gr", "seed": 1}
+    assert evaluation.weights == records.checkpoint_sha256(model)
+
+
+def test_plain_run_of_a_checkpoint_that_is_gone_is_not_called_base(tmp_path):
+    write_evaluation(tmp_path / "out", model_args=f"pretrained={tmp_path / 'gone'}")
+    with pytest.raises(RecordError, match="not there any more"):
+        records.read_evaluations([tmp_path / "out"])
+
+
+def test_line_separators_inside_an_answer(tmp_path):
+    folder = write_evaluation(tmp_path / "a", correct=(1, 0))
+    path = folder / "20260101_000000_samples_mr1_gr.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[0]["filtered_resps"] = ["a\u2028b\x85c\x0bd"]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    (evaluation,) = records.read_evaluations([folder])
+    assert [item.text for item in evaluation.items("mr1_gr")] == ["a\u2028b\x85c\x0bd", "<answer>65</answer>"]
 
 
 def test_unfinished_evaluation_is_passed_over(tmp_path):
