@@ -56,24 +56,31 @@ _NUMBERS = frozenset({"NUM", "PI"})
 # Words that make another value of the number beside them.
 _MODIFIER_WORDS = (
     "root times twice thrice half double triple squared cubed over plus minus multiplied divided negative not isn't than least most"
-    " hundred thousand million dozen never cannot nor neither wrong incorrect false impossible doubled tripled quadrupled halved"
+    " hundred thousand million dozen never cannot nor neither wrong incorrect false impossible doubled tripled quadrupled halved cent"
     " 不 非 倍 百 千 万 亿 负 之"
 )
 _MODIFIERS = frozenset(_MODIFIER_WORDS.split())
 # Words that do so only right before a number, after `of`, or right after it.
-_BEFORE_WORDS = "under below above beneath beyond exceeding exceeds exceed within between less more fewer greater smaller larger up no"
+_BEFORE_WORDS = (
+    "under below above beneath beyond exceeding exceeds exceed within between less more fewer greater smaller larger up no"
+    " almost nearly except without excluding"
+)
 _BEFORE = frozenset(_BEFORE_WORDS.split())
 _OF_WORDS = (
-    "square cube reciprocal inverse opposite complement supplement sine cosine tangent log logarithm factorial multiple fraction power"
-    " third quarter fourth fifth sixth seventh eighth ninth tenth thirds quarters fourths fifths sixths sevenths eighths ninths tenths"
+    "square cube reciprocal inverse opposite complement supplement sine cosine tangent log logarithm factorial multiple"
+    " fraction power instead sin cos tan third quarter fourth fifth sixth seventh eighth ninth tenth thirds quarters fourths"
+    " fifths sixths sevenths eighths ninths tenths"
 )
 _OF = frozenset(_OF_WORDS.split())
-_AFTER_WORDS = "less more fewer greater smaller larger halves thirds quarters fourths fifths sixths sevenths eighths ninths tenths"
+_AFTER_WORDS = (
+    "less more fewer greater smaller larger halves thirds quarters fourths fifths sixths sevenths eighths ninths tenths"
+    " hundredths thousandths factorial"
+)
 _AFTER = frozenset(_AFTER_WORDS.split())
 _BETWEEN = frozenset({"than", "to", "or", "equal", "of", "by", "the", "about", "number"})
 _CHINESE_MODIFIER = re.compile(
     r"的(?:[平立]方|倒数|相反数|绝对值|[补余]角)|方根|开方|次[方幂]|一半|的半(?!径)|错误|是错|介于"
-    r"|(?:[加减乘除](?:以|去|上|掉)?|[大小多少高低]于(?:或?等于)?|至[少多]|最[少多](?:为|是)?|超过|第)\s*(?=[-+0-9.√π\x01(])"
+    r"|(?:[加减乘除](?:以|去|上|掉)?|[大小多少高低]于(?:或?等于)?|至[少多]|最[少多](?:为|是)?|超过|接近|将近|几乎|没有|除了|零下|第)\s*(?=[-+0-9.√π\x01(])"
     r"|(?<=[0-9°])\s*(?:以[上下内外]|之间|多|余|[成折]|半(?!径))"
 )
 _NOTHING = frozenset({"none", "nothing", "noitems", "noobjects", "没有"})

@@ -45,6 +45,7 @@ _CHARACTERS |= {
         ("º˚ᵒ", "°"),
         ("′’‘´`", "'"),
         ("″“”", '"'),
+        ("‰‱", "\x02"),
         ("㎜", "mm"),
         ("㎝", "cm"),
         ("㎞", "km"),
@@ -154,10 +155,10 @@ _NUMERATOR = rf"(?:[0-9]*(?:√|根号)(?:\{{[0-9]+\}}|[0-9]+)|[0-9]+(?:\.[0-9]+
 # "二又三分之一", "2分之√3", "百分之五十".
 _CHINESE_FRACTION = re.compile(
     rf"(?<![0-9.√/^{{}}零一二两三四五六七八九十百千万亿])(?:([0-9]+|{_CHINESE_NUMBER})又)?"
-    rf"(百|[0-9]+|{_CHINESE_NUMBER})分之({_NUMERATOR})(?![0-9.√π^零一二两三四五六七八九十百千万亿]|根号)"
+    rf"(百|[0-9]+|{_CHINESE_NUMBER})分之({_NUMERATOR})(?![0-9.√π^零一二两三四五六七八九十百千万亿点]|根号)"
 )
 _MINUS_WORD = re.compile(r"(?<![-+−])负\s*(?=[0-9０-９.√π∛(（$\\]|根号)")
-_CHINESE_MINUS_WORD = re.compile(rf"负({_CHINESE_NUMBER})(?![之又分])")
+_CHINESE_MINUS_WORD = re.compile(rf"负({_CHINESE_NUMBER})(?![之又分点零一二两三四五六七八九十百千万亿])")
 # Scanned books give a small L for the digit one before further digits: "l00°".
 _SMALL_L = re.compile(r"(?<![A-Za-z0-9])l(?=[0-9]+\s*(?:°|$))")
 _NEEDS_REWRITING = re.compile(r"[^0-9A-Za-z .,:=()+/°√π{}-]")

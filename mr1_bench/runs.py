@@ -50,20 +50,23 @@ NUMBER_WORDS = frozenset(_NUMBER_WORDS)
 _ARC_SIGNS: dict[str, Unit] = {"'": (("arcmin", 1),), "''": (("arcsec", 1),), '"': (("arcsec", 1),)}
 # What may stand between a number and the end of a statement without naming a measure.
 _NO_MEASURE_WORDS = (
-    "is are was were be been being has have had can could will would should must may might since because so as by from with without for if"
-    " when where while which that this these those it its the an to of on at in into onto per thus hence therefore then here there we you"
-    " respectively answer answers value values result only total exactly too also again instead overall away apart long wide high tall deep"
-    " each both correct right true final ok okay yes indeed given using but whose who what about around such after before units"
+    "is are was were be been being has have had can could will would should must may might since because so as by from with"
+    " without for if when where while which that this these those it its the an to of on at in into onto per thus hence"
+    " therefore then here there we you respectively answer answers value values result only total exactly too also again"
+    " instead overall away apart long wide high tall deep each both correct right true final ok okay yes indeed given using"
+    " but whose who what about around such after before angle angles side sides length radius area degrees"
 )
 _NO_MEASURES = frozenset(_NO_MEASURE_WORDS.split())
 _NO_CHINESE_MEASURES = (
-    "个只件块辆种项样台架条艘张是为即故所因则且吗呢吧啊哦呀了的等左整正对答选符时成立而也都这那其此由根说可得就题名位道次组处点边角"
+    "个只件块辆种项样台架条艘张是为即故所因则且吗呢吧啊哦呀了的等左整正对答选符时成立而也都这那其此由根说可得就题名位道次组处点边角长宽高"
 )
 _CHINESE_POWERS = {"平方": 2, "立方": 3}
-_CLOSING_KINDS = frozenset({"STOP", "SEP", "CLOSE", "PRIME", "QUOTE"})
+_CLOSING_KINDS = frozenset({"STOP", "SEP", "CLOSE", "PRIME", "QUOTE", "EQ"})
+# Before these a measure is part of a formula of units, which the notation then refuses.
+_CLOSING_SIGNS = _LIST_WORDS | frozenset("/^·*")
 _MAX_MEASURE_WORDS = 3
 _CHINESE_COUNT = re.compile(
-    "(?<![零一二两三四五六七八九十])([零一二两三四五六七八九]?十[一二三四五六七八九]?|[零一二两三四五六七八九])(?=[个只件块辆种项样台架条艘张]|$)"
+    "(?<![零一二两三四五六七八九十百千万亿点])([零一二两三四五六七八九]?十[一二三四五六七八九]?|[零一二两三四五六七八九])(?=[个只件块辆种项样台架条艘张]|$)"
 )
 
 
@@ -163,7 +166,7 @@ def _measure(tokens: Sequence[Token], index: int) -> tuple[Symbol | None, int]:
         if end - index == limit or (chinese and not "\u4e00" <= tokens[end].text <= "\u9fff"):
             return None, 1
         end += 1
-    closed = end == len(tokens) or tokens[end].kind in _CLOSING_KINDS or tokens[end].text.lower() in _LIST_WORDS
+    closed = end == len(tokens) or tokens[end].kind in _CLOSING_KINDS or tokens[end].text.lower() in _CLOSING_SIGNS
     lower = first.text.lower()
     named = first.text not in _NO_CHINESE_MEASURES if chinese else lower not in _NO_MEASURES and not lower.endswith("ly")
     if not closed or not named or lower in _LIST_WORDS or lower in FUNCTIONS or (len(lower) == 1 and not chinese):

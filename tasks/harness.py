@@ -15,7 +15,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,8 @@ def outside_facts(manager: Any, name: str, include_path: Path | None) -> dict[st
     for leaf, task in _leaves(loaded):
         files = [str(path) for path in _strings((task.config.dataset_kwargs or {}).get("data_files")) if Path(path).is_file()]
         content = [records.file_sha256(Path(path)) for path in files] or [split._fingerprint for split in task.dataset.values()]
-        config = json.dumps(task.dump_config() | {"dataset_kwargs": None}, sort_keys=True, default=_source)
+        settings = {field.name: getattr(task.config, field.name) for field in fields(task.config) if field.name != "dataset_kwargs"}
+        config = json.dumps(settings, sort_keys=True, default=_source)
         facts[leaf] = {"dataset_sha256": records.sha256_json(content), "config_sha256": hashlib.sha256(config.encode()).hexdigest()}
     sources = sorted(path for path in include_path.rglob("*") if path.suffix in (".py", ".yaml")) if include_path else []
     return {"task": name, "tasks": facts, "include_path": [(path.name, records.file_sha256(path)) for path in sources]}

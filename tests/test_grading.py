@@ -101,6 +101,7 @@ RIGHT = [
     ("5cm", "5, since AB = AC"),
     ("140°", "140 by alternate angles"),
     ("140°", "140 approximately"),
+    ("140°", "140 angle"),
     ("7", "*7*"),
     ("7", "_7_"),
     ("7", "__7__"),
@@ -161,8 +162,8 @@ WRONG = [
     ("80cm", "8.0cm (80 mm)"),
     ("90小时", "1.5 h, 90 min"),
     ("30小时", "0.5 h (30 min)"),
-    *[("4", answer) for answer in "负4 答案是负4 负四 -负4 负负4 减4 4的平方 4的平方根 4倍".split()],
-    *[("5", answer) for answer in "5的一半 5次方 5千 大于5 小于5 至少5 第5 5以上 5的相反数".split()],
+    *[("4", answer) for answer in ["负4", "答案是负4", "负四", "-负4", "负负4", "减4", "4的平方", "4的平方根", "4倍"]],
+    *[("5", answer) for answer in ["5的一半", "5次方", "5千", "大于5", "小于5", "至少5", "第5", "5以上", "5的相反数"]],
     ("√{3}", "负√3"),
     ("1", "二分之一"),
     ("2", "三分之二"),
@@ -183,6 +184,13 @@ WRONG = [
     *[("5cm", answer) for answer in ("5 light years", "5 furlongs", "five acres", "5 furlongs per fortnight")],
     ("4cm", "4平方cm"),
     ("62.83", "60° (π/3)"),
+    *[("5cm", answer) for answer in ("5 kPa/s", "5 foo^2", "5 acres = x")],
+    *[
+        ("5", answer)
+        for answer in ("5‰", "5 per cent", "5 factorial", "5 hundredths", "instead of 5", "almost 5", "接近5", "除了5", "零下5")
+    ],
+    ("-3", "负三点五"),
+    ("5", "三点五"),
 ]
 
 
@@ -220,6 +228,8 @@ def test_wrong_answers(gold, answer):
         (4, "负四", False),
         (-4, "负四", True),
         (3, "第三个", False),
+        (5, "三点五个", False),
+        (20, "一百二十个", False),
         (5, "5 less", False),
         (5, "five more", False),
         (1, "no one", False),
@@ -357,6 +367,15 @@ HOSTILE = {
     "subscripts": "_{" * 900,
     "backslashes": "\\" * 1900,
     "Chinese digits": "十" * 1900,
+    "Chinese fractions": "二分之" * 600,
+    "Chinese signs": "负" * 1900 + "5",
+    "Chinese roots": "2分之√" * 450,
+    "stars": "*a" * 900,
+    "star pairs": "*a*" * 600,
+    "underlines": "_a" * 900,
+    "quotes": "5'" * 900,
+    "measures": "5 light years " * 140,
+    "modifiers": "less of " * 240 + "5",
 }
 
 
