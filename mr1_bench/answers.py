@@ -74,7 +74,7 @@ _OF_WORDS = (
 _OF = frozenset(_OF_WORDS.split())
 _AFTER_WORDS = (
     "less more fewer greater smaller larger halves thirds quarters fourths fifths sixths sevenths eighths ninths tenths"
-    " hundredths thousandths factorial"
+    " hundredths thousandths factorial third quarter fourth fifth sixth seventh eighth ninth tenth"
 )
 _AFTER = frozenset(_AFTER_WORDS.split())
 _BETWEEN = frozenset({"than", "to", "or", "equal", "of", "by", "the", "about", "number"})

@@ -189,6 +189,8 @@ WRONG = [
         ("5", answer)
         for answer in ("5‰", "5 per cent", "5 factorial", "5 hundredths", "instead of 5", "almost 5", "接近5", "除了5", "零下5")
     ],
+    ("1", "one third"),
+    ("1", "one-third"),
     ("-3", "负三点五"),
     ("5", "三点五"),
 ]
