@@ -30,7 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
     """Return the parser; only the chosen command's module is imported for its options."""
-    parser = argparse.ArgumentParser(prog="mr1-bench", description="Evaluate, train and report multimodal R1-style models.")
+    parser = argparse.ArgumentParser(prog="mr1-bench", description="Evaluate multimodal R1-style models on visual counting and geometry.")
     parser.add_argument("--version", action="version", version=f"mr1-bench {mr1_bench.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (module_name, help_text) in COMMANDS.items():

@@ -22,6 +22,7 @@ from mr1_bench.data import FORMAT, SPLITS, SYNTHETIC, DataDamagedError, SplitInf
 from mr1_bench.data_sources import Fault, Source, SourceRow, sha256_of
 from mr1_bench.errors import UserError
 from mr1_bench.images import ImageError, NormalImage, normalise
+from mr1_bench.specs import SPECS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,6 +41,9 @@ _FEATURES = {
 
 class DataError(UserError):
     """A source with rows that cannot be used; the message names the rows."""
+
+
+_COUNTED = {spec.data for spec in SPECS if spec.answer == "count"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +223,9 @@ def _record(row: SourceRow | Fault, name: str, split: str, tally: _Tally) -> dic
     if earlier != row.row:
         tally.faults.append(Fault(row.row, f"id {identity} is also that of row {earlier}: ids must be unique", image=False))
         return None
+    if name in _COUNTED and not row.gold.strip().isdecimal():
+        tally.faults.append(Fault(row.row, f"gold {row.gold!r} is not a whole number, as a count has to be", image=False))
+        return None
     try:
         picture = normalise(row.image)
     except ImageError as error:
@@ -268,7 +275,8 @@ def _refuse_faults(tally: _Tally, total: int, allow_missing: bool) -> None:
         advice = "Mend them, or leave these rows out with --allow-missing." if only_images else "Mend them and run this again."
         raise DataError(f"{len(hard)} of {total} rows cannot be used; nothing was written.\n{shown}{more}\n{advice}")
     if not tally.rows:
-        raise DataError(f"no row is left of {total}: a set without rows would make every score meaningless; nothing was written")
+        why = f" The first: row {tally.faults[0].row}, {tally.faults[0].reason}." if tally.faults else ""
+        raise DataError(f"no row is left of {total}: a set without rows would make every score meaningless; nothing was written.{why}")
 
 
 def _publish(

@@ -20,6 +20,7 @@ from typing import Any
 
 from mr1_bench.errors import UserError
 from mr1_bench.lmms import task_folder
+from mr1_bench.specs import UnknownTaskError, get_spec
 
 FORMAT = 1
 _CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
@@ -68,7 +69,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise RecordError(f"{path} does not exist") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path} is not readable as JSON ({error}); it may be cut off: write it again") from None
+        raise RecordError(
+            f"{path} is not readable as JSON ({error}); it may be cut off: remove it, and run the command that writes it again"
+        ) from None
 
 
 def file_sha256(path: Path) -> str:
@@ -119,7 +122,11 @@ def training_of(checkpoint: Path) -> dict[str, Any] | None:
     run = read_json(path)
     missing = [key for key in ("method", "task") if not isinstance(run, dict) or key not in run]
     if missing:
-        raise RecordError(f"{path} does not say {' and '.join(missing)}: expected an object with at least method, task and seed")
+        raise RecordError(f"{path} does not say {' and '.join(missing)}: expected an object with method, task and, optionally, seed")
+    try:
+        get_spec(run["task"])
+    except UnknownTaskError as error:
+        raise RecordError(f"{path}: {error}") from None
     return {"method": run["method"], "task": run["task"], "seed": run.get("seed")}
 
 

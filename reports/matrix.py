@@ -179,13 +179,12 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"cells": cells}, indent=2))
         return 0
     tasks = [spec.name for spec in SPECS if any(spec.name in row.cells for row in rows)]
+    header = ["trained"]
     for task in tasks:
-        shown = [row for row in rows if task in row.cells]
-        print(f"{task} (n = {max(row.cells[task].n for row in shown)})")
-        print_table(
-            ["trained", "acc % [95 %]", "gain over base, points [95 %]", ""], [[row.label, *_text(row.cells[task])] for row in shown]
-        )
-        print()
+        n = max(row.cells[task].n for row in rows if task in row.cells)
+        header += [f"{task} %, n = {n}", "gain, points", "relation"]
+    print_table(header, [[row.label, *(text for task in tasks for text in _text(row.cells.get(task)))] for row in rows])
+    print("\nAccuracy (acc) with its 95 % Wilson interval; gain over the base on the same items, with its 95 % interval.")
     if not any(row.training is None for row in rows):
         print("No base model among these: gains need one evaluation of the model before training.")
     return 0

@@ -5,12 +5,14 @@ It must not know how grading works: it turns `Score`s into metric values. Each Y
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from loguru import logger
 
 from mr1_bench import data, prompts
+from mr1_bench.errors import UserError
 from mr1_bench.grading import grade
 from mr1_bench.r1v import grade_r1v
 from mr1_bench.specs import TaskSpec, get_spec
@@ -55,11 +57,13 @@ def dataset_kwargs(spec: TaskSpec) -> dict[str, Any]:
 
     Raises:
         DataAbsentError: the data is not in the data directory; the message says how to get it.
+        SystemExit: the same, under lmms-eval's own command.
     """
     try:
         path = embedded.parquet_path(spec) if spec.synthetic else data.parquet_path(spec.data, spec.split)
-    except data.DataAbsentError as error:
-        logger.error(str(error))  # lmms-eval wraps the exception; this line is what its user reads
+    except UserError as error:
+        if "lmms_eval.__main__" in sys.modules:  # its command would bury the advice under tracebacks and exit 0
+            raise SystemExit(f"mr1-bench: {error}") from None
         raise
     return {"data_files": {spec.split: str(path)}}
 

@@ -24,6 +24,17 @@ def pixels_version() -> str:
     return digest.hexdigest()
 
 
+def _is_whole(path: Path) -> bool:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        pq.read_metadata(path)
+    except (pa.ArrowInvalid, OSError):
+        return False
+    return True
+
+
 def parquet_path(spec: TaskSpec) -> Path:
     """Return the file with an embedded task's items; generate it (seconds) where it is not there yet."""
     import pyarrow as pa
@@ -34,7 +45,7 @@ def parquet_path(spec: TaskSpec) -> Path:
     content = data.dataset_hash(spec.data, spec.split, level=spec.level or 1, n=spec.size)
     key = hashlib.sha256(f"{content}{pixels_version()}".encode()).hexdigest()[:16]
     path = data.data_dir() / "embedded" / f"{spec.name}-{spec.split}-{key}.parquet"
-    if path.is_file():
+    if path.is_file() and _is_whole(path):
         return path
     examples = data.load(spec.data, spec.split, level=spec.level or 1, n=spec.size)
     rows = [

@@ -189,6 +189,8 @@ def _model_arguments(checkpoint: Path, config: EvalConfig) -> dict[str, Any]:
 def _task_facts(spec: TaskSpec, config: EvalConfig) -> dict[str, Any]:
     """Return the facts about a task that decide its answers; raises where its data is absent."""
     kwargs = {"level": spec.level, "n": spec.size} if spec.level else {}
+    if spec.synthetic:
+        embedded.parquet_path(spec)  # generated now, so that a data directory that cannot be written shows before the model is loaded
     return {
         "task": spec.name,
         "size": len(data.load(spec.data, spec.split, **kwargs)),
@@ -241,7 +243,7 @@ def _print_results(run: dict[str, Any], folder: Path) -> None:
         cells = [f"{100 * mean[key]:.1f}" if key in mean else "" for key in ("acc", "acc_r1v", "format", "answered")]
         rows.append([f"{group} (mean of tasks)", "", *cells, "", ""])
     print_table(
-        ["task", "items", "acc % [95 %]", "acc_r1v %", "format %", "answered %", "tokens", "cut off"], rows, right={1, 3, 4, 5, 6, 7}
+        ["task", "items", "acc % [95 %]", "acc_r1v %", "format %", "answered %", "mean tokens", "cut off"], rows, right={1, 3, 4, 5, 6, 7}
     )
     for name, entry in run["tasks"].items():
         if "repeats" in entry:
@@ -249,6 +251,9 @@ def _print_results(run: dict[str, Any], folder: Path) -> None:
             print(f"{name}: avg@{r['n']} {_percent(r['avg'])}, pass@{r['n']} {_percent(r['pass'])}")
         if entry.get("outside"):
             print(f"{name}: {', '.join(f'{metric} {value:.4g}' for metric, value in entry['outside'].items())}")
+    for name, entry in run["tasks"].items():
+        if name in _OUR_NAMES and entry["n"] < get_spec(name).size:
+            print(f"{name}: {entry['n']} of the task's {get_spec(name).size} items, so not comparable with results on all of them")
     print(f"\nrecord: {folder}")
 
 
@@ -313,11 +318,13 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(
                 f"{folder} holds another evaluation (other weights, data, prompt, decoding or versions); choose another --name or --out"
             )
-        if previous.get("code_sha256") == code:
+        whole = {path.name for path in folder.glob("*.json*")} >= {previous["results_file"], *previous.get("sample_files", [])}
+        if whole and previous.get("code_sha256") == code:
             print("already complete, nothing to do\n", file=sys.stderr)
             _print_results(previous, folder)
             return 0
-        print("mr1-bench has changed since: grading the same answers again", file=sys.stderr)
+        reason = "mr1-bench has changed since" if whole else "files of the record are missing"
+        print(f"{reason}: grading the same answers again", file=sys.stderr)
     elif not (folder / "journal.jsonl").is_file() and any(folder.glob("*_results.json")):
         raise UserError(f"{folder} holds results that mr1-bench eval did not write; choose another --name or --out")
 
@@ -348,6 +355,7 @@ def run(args: argparse.Namespace) -> int:
             "identity": identity,
             "code_sha256": code,
             "results_file": f"{outcome.stamp}_results.json",
+            "sample_files": [f"{outcome.stamp}_samples_{name}.jsonl" for name in outcome.samples],
             "model": {"path": args.model, "checkpoint_sha256": weights, "training": training},
             "config": asdict(config),
             "tasks": entries,

@@ -87,7 +87,7 @@ def open_tasks(names: Sequence[str], include_path: Path | None) -> Any:
     manager = TaskManager("ERROR", include_path=str(include_path) if include_path else None)
     unknown = [name for name in names if name not in manager.all_tasks]
     if unknown:
-        raise UserError(f"lmms-eval knows no task {', '.join(unknown)}; `mr1-bench tasks` lists ours, `lmms-eval tasks list` its own")
+        raise UserError(f"lmms-eval knows no task {', '.join(unknown)}; `mr1-bench tasks` lists ours, `lmms-eval --tasks list` all")
     return manager
 
 
@@ -169,11 +169,13 @@ def evaluate(
     import lmms_eval.models
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.loggers import EvaluationTracker
+    from loguru import logger
 
     if backend not in lmms_eval.models.list_available_models(include_aliases=True):
         raise UserError(f"lmms-eval has no model {backend!r}; use --backend hf, vllm, or one of `lmms-eval models`")
     model = lmms_eval.models.get_model(backend)(**model_arguments)
     tokenizer = getattr(model, "tokenizer", None)
+    logger.disable("lmms_eval.evaluator")  # it warns of the sampling settings that we pass on purpose
     with _Progress() as progress:
         generate = journaled(
             model.generate_until,
@@ -243,7 +245,7 @@ class _Progress:
         console = Console(stderr=True)
         columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left")]
         self._bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
-        self._task = self._bar.add_task("answering", total=None)
+        self._task = self._bar.add_task("generating", total=None)
 
     def __enter__(self) -> _Progress:
         self._bar.start()
@@ -258,7 +260,7 @@ class _Progress:
         before, self.done = 10 * self.done // self.total, self.done + count
         self._bar.advance(self._task, count)
         if self._bar.disable and 10 * self.done // self.total > before:
-            print(f"answered {self.done} of {self.total}", file=sys.stderr, flush=True)
+            print(f"generated {self.done} of {self.total}", file=sys.stderr, flush=True)
 
     def watch(self, generate: Callable[[Sequence[Any]], list[str]]) -> Callable[[Sequence[Any]], list[str]]:
         """Return `generate`, its requests added to the total and its time taken."""

@@ -542,3 +542,11 @@ def test_real_prompts_read_whole(real_data: Path, tmp_path: Path) -> None:
         rows = list(open_prompts(real_data / "r1v_prompts" / f"{name}.jsonl", tmp_path).rows)
         assert len(rows) == count
         assert all(isinstance(row, Fault) and row.image for row in rows)
+
+
+def test_counts_must_be_whole_numbers(tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (56, 56), "white").save(tmp_path / "images" / "1.png")
+    (tmp_path / "p.jsonl").write_text('{"question": "?", "ground_truth": "140°", "image_path": "1.png"}\n', encoding="utf-8")
+    with pytest.raises(DataError, match="row 1: gold '140°' is not a whole number"):
+        build("vc", "test", open_prompts(tmp_path / "p.jsonl", tmp_path / "images"), directory=tmp_path / "data")

@@ -167,6 +167,30 @@ def test_plain_lmms_eval_command(checkpoint, tmp_path):
     assert "acc_r1v" in done.stdout
 
 
+def test_plain_lmms_eval_command_ends_with_how_to_get_absent_data(checkpoint, tmp_path):
+    lmms_eval = Path(sys.executable).with_name("lmms-eval")
+    done = subprocess.run(
+        [lmms_eval, "--model", "qwen2_vl", "--model_args", f"pretrained={checkpoint},device=cpu,device_map=cpu", "--tasks", "mr1_gr"],
+        env=os.environ | {"MR1_DATA_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 1
+    assert "mr1-bench data build gr" in done.stderr.splitlines()[-1]
+
+
+def test_missing_samples_are_written_again(checkpoint, tmp_path):
+    arguments = command(checkpoint, tmp_path, "--tasks", "mr1_vc_synth", "--limit", "4")
+    assert run(*arguments).returncode == 0
+    _, folder = only_record(tmp_path)
+    next(folder.glob("*_samples_*.jsonl")).unlink()
+    again = run(*arguments)
+    assert "files of the record are missing" in again.stderr
+    assert len(samples(folder, "mr1_vc_synth")) == 4
+    assert "4 of the task's 600 items" in again.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -131,6 +131,12 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_training_record_of_an_unknown_task_is_refused(tmp_path):
+    (tmp_path / "run.json").write_text('{"method": "sft", "task": "chess"}')
+    with pytest.raises(RecordError, match=r"run\.json: no task 'chess'"):
+        records.training_of(tmp_path)
+
+
 def test_training_record_without_task_is_refused(tmp_path):
     (tmp_path / "run.json").write_text('{"method": "sft"}')
     with pytest.raises(RecordError, match="does not say task"):

@@ -166,12 +166,13 @@ def build(out: Path, seed: int = 0) -> Path:
     Raises:
         UserError: `out` exists.
     """
+    if out.exists():
+        raise UserError(f"{out} exists; name a folder that does not, or remove it")
+    out.parent.mkdir(parents=True, exist_ok=True)
     import torch
     import transformers
     from transformers import GenerationConfig, Qwen2VLForConditionalGeneration
 
-    if out.exists():
-        raise UserError(f"{out} exists; name a folder that does not, or remove it")
     transformers.logging.disable_progress_bar()
     processor = build_processor()
     tokenizer = processor.tokenizer
@@ -181,7 +182,6 @@ def build(out: Path, seed: int = 0) -> Path:
     model.generation_config = GenerationConfig(
         eos_token_id=[tokenizer.eos_token_id, tokenizer.pad_token_id], pad_token_id=tokenizer.pad_token_id, do_sample=False
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         model.save_pretrained(partial, safe_serialization=True)
