@@ -25,7 +25,7 @@ demo: $(VENV)/installed  ## evaluate the embedded tiny model on the embedded tas
 
 test: check  ## run the checks, then all tests
 	@$(BIN)/python -m pip check
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist worksteal
 
 check: $(VENV)/installed  ## lint, formatting, types
 	$(BIN)/ruff check .
