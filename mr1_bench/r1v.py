@@ -18,7 +18,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -80,12 +79,6 @@ def grade_r1v(task: TaskSpec | str, gold: str | int, text: str, *, time_limit: f
     if spec.answer == "count":
         return _grade_count(gold, text)
     return _WORKER.grade(str(gold), text, time_limit)
-
-
-def grade_r1v_many(task: TaskSpec | str, items: Iterable[tuple[str | int, str]], *, time_limit: float = TIME_LIMIT_S) -> list[R1VScore]:
-    """Grade `(gold, text)` pairs in order; `time_limit` is seconds an item. See `grade_r1v`."""
-    spec = get_spec(task) if isinstance(task, str) else task
-    return [grade_r1v(spec, gold, text, time_limit=time_limit) for gold, text in items]
 
 
 def close_worker() -> None:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mr1_bench import r1v
-from mr1_bench.r1v import R1VScore, R1VWorkerError, grade_r1v, grade_r1v_many
+from mr1_bench.r1v import R1VScore, R1VWorkerError, grade_r1v
 from mr1_bench.specs import UnknownTaskError
 
 TOWER = "<answer> 9^9^9^9 </answer>"
@@ -41,7 +41,7 @@ def lower(extracted):
 )
 def test_counting_logs_are_reproduced(real_data, name, right):
     rows = results(real_data, name)
-    scores = grade_r1v_many("mr1_vc", [(row["ground_truth"], row["model_output"]) for row in rows])
+    scores = [grade_r1v("mr1_vc", row["ground_truth"], row["model_output"]) for row in rows]
     assert (sum(bool(score.correct) for score in scores), len(scores)) == (right, 200)
     assert [lower(score.extracted) for score in scores] == [lower(row["extracted_answer"]) for row in rows]
     assert [score.correct for score in scores] == [row["extracted_answer"] == row["ground_truth"] for row in rows]
@@ -49,7 +49,7 @@ def test_counting_logs_are_reproduced(real_data, name, right):
 
 def test_geometry_log_is_reproduced(real_data):
     rows = results(real_data, "geoqa_test_qwen2vl_7b_instruct_legacy.json")
-    scores = grade_r1v_many("mr1_gr", [(row["ground_truth"], row["model_output"]) for row in rows])
+    scores = [grade_r1v("mr1_gr", row["ground_truth"], row["model_output"]) for row in rows]
     assert (sum(bool(score.correct) for score in scores), len(scores)) == (231, 754)
     assert [score.correct for score in scores] == [row["is_correct"] for row in rows]
     assert [lower(score.extracted) for score in scores] == [lower(row["extracted_answer"]) for row in rows]
