@@ -12,7 +12,7 @@ import math
 import platform
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from mr1_bench.grading import grade
 from mr1_bench.specs import GROUPS, SPECS, TaskSpec, expand, get_spec
 from mr1_bench.tables import percent, print_table
 from mr1_bench.tasks import embedded, harness
+from mr1_bench.tasks.harness import EvalConfig
 from mr1_bench.tasks.journal import Answer, Journal
 
 HELP = "Evaluate a checkpoint with lmms-eval, resumably, and write a run record."
@@ -31,23 +32,6 @@ NO_PIXEL_CAP = 12845056  # pixels; Qwen2-VL's own upper limit. lmms-eval's defau
 _HF_BACKENDS = {"qwen2_vl": "qwen2_vl", "qwen2_5_vl": "qwen2_5_vl"}
 _METRICS = ("acc", "acc_r1v", "format", "answered")
 _OUR_NAMES = {spec.name for spec in SPECS}
-
-
-@dataclass(frozen=True, slots=True)
-class EvalConfig:
-    """What an evaluation is, apart from where it is written. Whole in `run.json`."""
-
-    model: str
-    tasks: str
-    backend: str
-    batch_size: int
-    limit: int | None
-    repeats: int
-    temperature: float
-    top_p: float
-    seed: int
-    device: str | None
-    max_pixels: int | None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -284,12 +268,6 @@ def _group_means(entries: dict[str, Any], tasks: str) -> dict[str, dict[str, flo
     return groups
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Remove results that were written without their run.json: by a killed run, or by another version of the graders."""
-    for leftover in [*folder.glob("*_results.json"), *folder.glob("*_samples_*.jsonl"), folder / "run.json"]:
-        leftover.unlink(missing_ok=True)
-
-
 def run(args: argparse.Namespace) -> int:
     """Evaluate one checkpoint; print the table and where the record is."""
     _check_arguments(args)
@@ -331,21 +309,10 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     started = datetime.now(UTC).isoformat(timespec="seconds")
     with Journal(folder / "journal.jsonl", identity) as journal:
-        _remove_leftovers(folder)
-        outcome = harness.evaluate(
-            manager or harness.open_tasks(names, args.include_path),
-            names,
-            backend=config.backend,
-            model_arguments=_model_arguments(checkpoint, config),
-            batch_size=config.batch_size,
-            limit=config.limit,
-            repeats=config.repeats,
-            temperature=config.temperature,
-            top_p=config.top_p,
-            seed=config.seed,
-            folder=folder,
-            journal=journal,
-        )
+        # Of a killed run, or of an earlier version of the graders; kept until the new record stands.
+        superseded = [*folder.glob("*_results.json"), *folder.glob("*_samples_*.jsonl")]
+        manager = manager or harness.open_tasks(names, args.include_path)
+        outcome = harness.evaluate(manager, names, config, _model_arguments(checkpoint, config), folder, journal)
         entries = _entries(outcome, facts, names, config)
         tokens = sum(answer["tokens"] for answer in outcome.answers.values())
         all_made_now = outcome.made == len(outcome.answers) and outcome.seconds > 0
@@ -370,5 +337,7 @@ def run(args: argparse.Namespace) -> int:
             "tokens_per_s": round(tokens / outcome.seconds, 1) if all_made_now else None,
         }
         records.write_json(folder / "run.json", record)
+        for path in superseded:
+            path.unlink(missing_ok=True)
     _print_results(record, folder)
     return 0

@@ -28,6 +28,23 @@ _CHUNK_BATCHES = 4  # batches between two writes of the journal
 
 
 @dataclass(frozen=True, slots=True)
+class EvalConfig:
+    """What an evaluation is, apart from where it is written. Whole in `run.json`."""
+
+    model: str
+    tasks: str
+    backend: str
+    batch_size: int
+    limit: int | None
+    repeats: int
+    temperature: float
+    top_p: float
+    seed: int
+    device: str | None
+    max_pixels: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What one evaluation gave.
 
@@ -147,19 +164,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def evaluate(
-    manager: Any,
-    names: Sequence[str],
-    *,
-    backend: str,
-    model_arguments: dict[str, Any],
-    batch_size: int,
-    limit: int | None,
-    repeats: int,
-    temperature: float,
-    top_p: float,
-    seed: int,
-    folder: Path,
-    journal: Journal,
+    manager: Any, names: Sequence[str], config: EvalConfig, model_arguments: dict[str, Any], folder: Path, journal: Journal
 ) -> Outcome:
     """Evaluate a model on tasks and write lmms-eval's results and samples into a folder.
 
@@ -171,35 +176,36 @@ def evaluate(
     from lmms_eval.loggers import EvaluationTracker
     from loguru import logger
 
-    if backend not in lmms_eval.models.list_available_models(include_aliases=True):
-        raise UserError(f"lmms-eval has no model {backend!r}; use --backend hf, vllm, or one of `lmms-eval models`")
-    model = lmms_eval.models.get_model(backend)(**model_arguments)
+    if config.backend not in lmms_eval.models.list_available_models(include_aliases=True):
+        raise UserError(f"lmms-eval has no model {config.backend!r}; use --backend hf, vllm, or one of `lmms-eval models`")
+    model = lmms_eval.models.get_model(config.backend)(**model_arguments)
     tokenizer = getattr(model, "tokenizer", None)
     logger.disable("lmms_eval.evaluator")  # it warns of the sampling settings that we pass on purpose
     with _Progress() as progress:
         generate = journaled(
             model.generate_until,
             journal,
-            chunk=batch_size * _CHUNK_BATCHES,
-            seed_all=functools.partial(_seed_everything, seed),
+            chunk=config.batch_size * _CHUNK_BATCHES,
+            seed_all=functools.partial(_seed_everything, config.seed),
             count_tokens=lambda text: len(tokenizer.encode(text)) if tokenizer is not None else 0,
             advance=progress.advance,
         )
         model.generate_until = progress.watch(generate)
         tracker = EvaluationTracker(output_path=str(folder))
+        sampling = f"temperature={config.temperature},top_p={config.top_p},do_sample=True"
         stamp = datetime.now(UTC).strftime("%Y%m%d_%H%M%S")
         results = simple_evaluate(
             model=model,
             tasks=list(names),
             task_manager=manager,
-            limit=limit,
+            limit=config.limit,
             log_samples=True,
-            gen_kwargs=f"temperature={temperature},top_p={top_p},do_sample=True" if temperature > 0 else None,
-            repeats=repeats,
+            gen_kwargs=sampling if config.temperature > 0 else None,
+            repeats=config.repeats,
             evaluation_tracker=tracker,
-            random_seed=seed,
-            numpy_random_seed=seed,
-            torch_random_seed=seed,
+            random_seed=config.seed,
+            numpy_random_seed=config.seed,
+            torch_random_seed=config.seed,
             datetime_str=stamp,
             verbosity="ERROR",
         )
