@@ -33,3 +33,13 @@ def render(name: str, question: str) -> str:
 def prompt_hash(name: str) -> str:
     """Return the SHA-256 (hex) of a template: two results with different hashes were asked differently."""
     return hashlib.sha256(TEMPLATES[name].encode()).hexdigest()
+
+
+def answer(gold: str) -> str:
+    """Return the target of supervised training on the answer alone."""
+    return f"<answer>{gold}</answer>"
+
+
+def worked_answer(solution: str, gold: str) -> str:
+    """Return the target of supervised training on a worked solution, in the form that the prompts ask for."""
+    return f"<think>{solution}</think>{answer(gold)}"

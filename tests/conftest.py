@@ -19,3 +19,11 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"MR1_REAL_DATA={value} is not a folder")
     return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained tiny Qwen2-VL checkpoint."""
+    from mr1_bench.trainers import tiny
+
+    return tiny.build(tmp_path_factory.mktemp("models") / "tiny")

@@ -72,7 +72,7 @@ def _corpus() -> Iterator[str]:
             for index in range(150):
                 item = make_item(family, "train", level, index)
                 question = prompts.render(f"{family}_think", item.question)
-                yield f"{question}<think>{item.solution}</think><answer>{item.gold}</answer>"
+                yield question + prompts.worked_answer(item.solution, item.gold)
 
 
 def build_tokenizer() -> PreTrainedTokenizerBase:
