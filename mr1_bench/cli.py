@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "score": ("mr1_bench.commands.score", "regrade logs of model outputs with both graders"),
     "audit": ("mr1_bench.commands.audit", "check a task's golds against the grader, and data sets for near-duplicates"),
     "matrix": ("mr1_bench.reports.matrix", "assemble evaluations into the train-by-test matrix"),
+    "train": ("mr1_bench.trainers.train", "post-train a model with SFT, GRPO or GRPO-D"),
     "model": ("mr1_bench.trainers.tiny", "build the embedded tiny Qwen2-VL checkpoint"),
 }
 """Command name -> module, one-line help."""

@@ -15,6 +15,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +95,21 @@ def checkpoint_sha256(folder: Path) -> str:
     return sha256_json([(path.name, file_sha256(path)) for path in files])
 
 
-def code_sha256() -> str:
-    """Return one hash for the code that asks and grades: this package's core and its lmms-eval tasks, wherever they are installed."""
+def code_sha256(*more: str) -> str:
+    """Return one hash for the code that asks and grades: this package's core and its lmms-eval tasks, wherever they are installed.
+
+    Args:
+        more: other rooms to cover, such as `trainers`.
+    """
     core = Path(__file__).parent
     rooms = {"tasks", "trainers", "reports"}  # beside this folder in a source tree, inside it when installed
     files = [("core", path) for path in core.rglob("*.py") if path.relative_to(core).parts[0] not in rooms]
     files += [("tasks", path) for path in task_folder().iterdir() if path.suffix in (".py", ".yaml") or path.name == "_mr1_template"]
+    for room in more:
+        found = find_spec(f"mr1_bench.{room}")
+        if found is None or not found.submodule_search_locations:
+            raise ModuleNotFoundError(f"mr1_bench.{room} is missing: the installation is incomplete; reinstall mr1-bench")
+        files += [(room, path) for path in Path(next(iter(found.submodule_search_locations))).glob("*.py")]
     return sha256_json(sorted((room, path.name, file_sha256(path)) for room, path in files))
 
 

@@ -82,9 +82,7 @@ def inputs(processor):
     """The prompts once, and each repeated for its group (the pictures are the same: noise is drawn once)."""
     one = process(processor, 1)
     patches = one.image_grid_thw.prod(1).tolist()
-    many = {
-        name: one[name].repeat_interleave(GROUP, 0) for name in ("input_ids", "attention_mask", "mm_token_type_ids", "image_grid_thw")
-    }
+    many = {name: one[name].repeat_interleave(GROUP, 0) for name in ("input_ids", "attention_mask", "mm_token_type_ids", "image_grid_thw")}
     many["pixel_values"] = torch.cat([part for part in one.pixel_values.split(patches) for _ in range(GROUP)])
     assert (one.attention_mask == 0).any(), "the prompts must differ in length"
     return one, many
@@ -260,9 +258,7 @@ def test_sampling_follows_the_distribution(model, inputs):
 
 def test_sampling_is_a_function_of_the_seed(model, inputs):
     one, _ = inputs
-    first, again, other = (
-        drawn(model, one, 4, temperature=1.0, generator=torch.Generator().manual_seed(seed)) for seed in (3, 3, 4)
-    )
+    first, again, other = (drawn(model, one, 4, temperature=1.0, generator=torch.Generator().manual_seed(seed)) for seed in (3, 3, 4))
     assert torch.equal(first.ids, again.ids)
     assert first.ids.shape != other.ids.shape or not torch.equal(first.ids, other.ids)
 

@@ -1,8 +1,8 @@
 """Sampling N = P*G completions after P prompts that were computed once (`prefix.encode_prompt`).
 
-The keys and values live in buffers of fixed size, so that one decoding step is the same sequence of kernels every time: on a CUDA device it is
-recorded once as a graph and replayed, which removes the cost of launching it; on a CPU the same step runs as it is, over the filled part of
-the buffers. Rows that have ended are dropped once they are half of the batch. It must not know rewards or losses.
+The keys and values live in buffers of fixed size, so that one decoding step is the same sequence of kernels every time: on a CUDA
+device it is recorded once as a graph and replayed, which removes the cost of launching it; on a CPU the same step runs as it is, over the
+filled part of the buffers. Rows that have ended are dropped once they are half of the batch. It must not know rewards or losses.
 """
 
 from __future__ import annotations
@@ -80,7 +80,10 @@ def sample(
 def _draw(logits: Float[Tensor, "N V"], temperature: float, generator: torch.Generator | None) -> Int[Tensor, " N"]:
     if temperature == 0:
         return logits.argmax(-1)
-    return torch.multinomial((logits.float() / temperature).softmax(-1), 1, generator=generator).squeeze(1)
+    # One uniform number a row against the summed probabilities: torch.multinomial draws one for every token of the vocabulary.
+    summed = (logits.float() / temperature).softmax(-1).cumsum(-1)
+    draws = torch.rand(len(logits), 1, generator=generator, device=logits.device) * summed[:, -1:]
+    return torch.searchsorted(summed, draws, right=True).squeeze(1).clamp_(max=logits.shape[1] - 1)
 
 
 class _Decoder:

@@ -1,11 +1,11 @@
 """GRPO, and GRPO-D: GRPO whose KL weight β changes during training (OThink-MR1, arXiv 2503.16081).
 
-One step, in the paper's order: sample G completions for each of P prompts; reward each by the evaluation's own Score; compare each with its
-group; and take μ gradient steps on the clipped surrogate, with a KL leash to the frozen start that is weighted by β(s). With a constant
-schedule this is GRPO. The mathematics is in `objective` and `schedule`, the passes through the model in `engine`. This file must not know run
-folders or the command line.
+One step, in the paper's order: sample G completions for each of P prompts; reward each by the evaluation's own Score; compare each with
+its group; and take μ gradient steps on the clipped surrogate, with a KL leash to the frozen start that is weighted by β(s). With a
+constant schedule this is GRPO. The mathematics is in `objective` and `schedule`, the passes through the model in `engine`. This file must
+not know run folders or the command line.
 
-Sizes in names: P prompts, G samples a prompt, N = P*G samples, T tokens of the longest completion. A batch is computed in one or more parts.
+Sizes in names: P prompts, G samples a prompt, N = P*G, T tokens of the longest completion. A batch is computed in one or more parts.
 """
 
 from __future__ import annotations
@@ -144,9 +144,7 @@ class GRPO:
         items = _repeat(batch.items, config.num_generations)
         scores = [grade(item.spec, item.gold, text) for item, text in zip(items, texts, strict=True)]
         rewards_PG = torch.tensor([reward(score, config.format_weight) for score in scores]).view(-1, config.num_generations)
-        return Rollout(
-            completions, states, texts, scores, rewards_PG, objective.advantages(rewards_PG, scaled=config.scale_advantages)
-        )
+        return Rollout(completions, states, texts, scores, rewards_PG, objective.advantages(rewards_PG, scaled=config.scale_advantages))
 
     @torch.no_grad()
     def _reference_logprobs(self, batch: Batch, completions: list[Completions]) -> list[Float[Tensor, "N T"]]:

@@ -1,19 +1,20 @@
 """The shared prefix: image and prompt are computed once a prompt, not once a sample, in rollout, reference and policy passes alike.
 
-A group's G completions attend to the same prompt. So the prompt runs through the decoder once (`encode_prompt`), which leaves its keys and
-values, differentiably; each completion then runs on its own over those (`completion_logprobs`, `sample`). The result is that of G full
-forwards, to rounding, at a fraction of the cost; the gradients of the G completions add up in the shared keys and values (the same idea for text
-alone: Prefix Grouper, arXiv 2506.05433). The decoder layers are walked here with the model's own modules, so that adapters inside them work.
+A group's G completions attend to the same prompt. So the prompt runs through the decoder once (`encode_prompt`), which leaves its keys
+and values, differentiably; each completion then runs on its own over those (`completion_logprobs`, `decode.sample`). The result is that
+of G full forwards, to rounding, at a fraction of the cost; the gradients of the G completions add up in the shared keys and values (the
+same idea for text alone: Prefix Grouper, arXiv 2506.05433). The decoder layers are walked here with the model's own modules, so that
+adapters inside them work. It must not know rewards, losses or files.
 
-Sizes: P prompts, G samples a prompt, N = P*G samples, L prompt tokens, T completion tokens, D hidden width, K key heads, H query heads, E a head's width.
-It must not know rewards, losses or files.
+Sizes: P prompts, G samples a prompt, N = P*G samples, L prompt tokens, T completion tokens, D hidden width, H query heads, K key heads,
+E a head's width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -216,7 +217,9 @@ def _fold_mask(mask: Bool[Tensor, "B 1 L M"], layer: nn.Module) -> Bool[Tensor, 
     return mask.repeat(1, 1, layer.self_attn.num_key_value_groups, 1)
 
 
-def _attend(query: Float[Tensor, "B H L E"], key: Float[Tensor, "B K M E"], value: Float[Tensor, "B K M E"], mask: Tensor) -> Float[Tensor, "B L H*E"]:
+def _attend(
+    query: Float[Tensor, "B H L E"], key: Float[Tensor, "B K M E"], value: Float[Tensor, "B K M E"], mask: Tensor
+) -> Float[Tensor, "B L H*E"]:
     """Attention with grouped query heads, without repeating the keys: heads that share a key head become more queries of it."""
     kinds = key.shape[1]
     folded = query.unflatten(1, (kinds, -1)).flatten(2, 3)

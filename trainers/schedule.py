@@ -1,8 +1,8 @@
 """The D of GRPO-D: the weight β of the KL term as a pure function of the schedule, the step and, if adaptive, the observed KL.
 
-As in an ε-greedy strategy of Q-learning, ε(s) falls from 1 to 0 during training, and β(s) = β_max − (β_max − β_min)·ε(s): a loose leash early, a
-tight one late. The paper (arXiv 2503.16081) describes this in words and publishes no formula or bounds: the three forms of ε are our declared
-assumption. `constant` is plain GRPO. It must not know models or tensors.
+As in an ε-greedy strategy of Q-learning, ε(s) falls from 1 to 0 during training, and β(s) = β_max − (β_max − β_min)·ε(s): a loose leash
+early, a tight one late. The paper (arXiv 2503.16081) describes this in words and publishes no formula or bounds: the three forms of ε are
+our declared assumption. `constant` is plain GRPO. It must not know models or tensors.
 """
 
 from __future__ import annotations

@@ -71,8 +71,22 @@ class SFT:
         with clock("optimizer"):
             norm = self._optimizer.step(learning_rate)
         cut_off = sum(target.cut_off(self._config.max_new_tokens, self._stop) for target in targets) / len(batch.items)
-        row: dict[str, Any] = {"reward": None, "accuracy": None, "format": None, "kl": None, "beta": None, "loss": total, "entropy": entropy}
-        row |= {"grad_norm": norm, "length": tokens / len(batch.items), "clip_share": None, "zero_spread_share": None, "cut_off_share": cut_off}
+        row: dict[str, Any] = {
+            "reward": None,
+            "accuracy": None,
+            "format": None,
+            "kl": None,
+            "beta": None,
+            "loss": total,
+            "entropy": entropy,
+        }
+        row |= {
+            "grad_norm": norm,
+            "length": tokens / len(batch.items),
+            "clip_share": None,
+            "zero_spread_share": None,
+            "cut_off_share": cut_off,
+        }
         row |= {"lr": learning_rate} | clock.times()
         row["tokens_per_s"] = tokens / row["time_step"]
         return row, []

@@ -75,8 +75,8 @@ def _corpus() -> Iterator[str]:
                 yield question + prompts.worked_answer(item.solution, item.gold)
 
 
-def build_tokenizer() -> PreTrainedTokenizerBase:
-    """Return a byte-level BPE tokenizer of `VOCABULARY_SIZE` tokens, each digit a token of its own, with Qwen's special tokens."""
+def build_tokenizer(size: int = VOCABULARY_SIZE) -> PreTrainedTokenizerBase:
+    """Return a byte-level BPE tokenizer of `size` tokens, each digit a token of its own, with Qwen's special tokens."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -86,7 +86,7 @@ def build_tokenizer() -> PreTrainedTokenizerBase:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY_SIZE - len(SPECIAL_TOKENS),
+        vocab_size=size - len(SPECIAL_TOKENS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -102,7 +102,7 @@ def build_tokenizer() -> PreTrainedTokenizerBase:
     )
 
 
-def build_processor() -> Qwen2VLProcessor:
+def build_processor(vocabulary_size: int = VOCABULARY_SIZE) -> Qwen2VLProcessor:
     """Return the tokenizer and the image processor as one Qwen2-VL processor; images keep 56 x 56 pixels or more."""
     from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
 
@@ -110,7 +110,7 @@ def build_processor() -> Qwen2VLProcessor:
     return Qwen2VLProcessor(
         image_processor=Qwen2VLImageProcessor(**sizes),
         video_processor=Qwen2VLVideoProcessor(**sizes),
-        tokenizer=build_tokenizer(),
+        tokenizer=build_tokenizer(vocabulary_size),
         chat_template=CHAT_TEMPLATE,
     )
 
