@@ -47,9 +47,7 @@ def build_trainer(
 
     on_cpu = next(model.parameters()).device.type == "cpu"
     end = model.generation_config.eos_token_id
-    rows = [
-        {"prompt": [{"role": "user", "content": item.prompt}], "image": item.image, "index": index} for index, item in enumerate(items)
-    ]
+    rows = [{"prompt": [{"role": "user", "content": item.prompt}], "image": item.image, "index": index} for index, item in enumerate(items)]
 
     def reward_function(completions: list[Any], index: list[int], **_: Any) -> list[float]:
         texts = [one[0]["content"].strip() for one in completions]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
-import signal
-import subprocess
-import sys
+import resource
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ from mr1_bench.records import read_json, training_of, write_json
 from mr1_bench.trainers import checkpoints
 from mr1_bench.trainers.config import GRPOConfig
 
+FORK = multiprocessing.get_context("fork")
 IDENTITY = {"weights_sha256": "w1", "data_sha256": {"vc/train": "d1"}, "code_sha256": "c1"}
 
 
@@ -168,22 +173,29 @@ def test_foreign_folders_are_refused_untouched(config: GRPOConfig) -> None:
     assert "cannot be written" in refusal(replace(config, out=file / "below"))
 
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from mr1_bench.trainers import checkpoints
-from mr1_bench.trainers.config import GRPOConfig
-checkpoints.open_run(GRPOConfig(method="grpo-d", task="vc-synth", model="tiny", out=Path(sys.argv[1])), {})
-print("open", flush=True)
-time.sleep(600)
-"""
+@contextmanager
+def child(work: Callable[[Connection], None]) -> Iterator[tuple[Connection, BaseProcess]]:
+    """A process of its own that runs `work`, forked, since one that imports torch anew takes seconds to start; it is killed at the end."""
+    ours, theirs = FORK.Pipe()
+    process = FORK.Process(target=work, args=(theirs,))
+    process.start()
+    theirs.close()
+    try:
+        yield ours, process
+    finally:
+        process.kill()
+        process.join()
 
 
 def test_a_second_process_is_refused_until_the_first_is_killed(config: GRPOConfig) -> None:
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(config.out)], stdout=subprocess.PIPE, text=True) as first:
-        assert first.stdout is not None and first.stdout.readline() == "open\n"
+    def hold(pipe: Connection) -> None:
+        checkpoints.open_run(config, {})
+        pipe.send("open")
+        time.sleep(600)
+
+    with child(hold) as (pipe, _):
+        assert pipe.recv() == "open"
         assert "another process is training in" in refusal(config, {})
-        first.kill()
     assert checkpoints.open_run(config, {}) is None
 
 
@@ -243,16 +255,12 @@ def test_the_remedy_works(config: GRPOConfig) -> None:
     second = save(config, 100, 0.95)
     (second / "trainer_state" / "state.json").write_text("{")
     assert "not readable as JSON" in refusal(config)
-    import shutil
-
     shutil.rmtree(second)
     assert checkpoints.open_run(config, IDENTITY) == first
     assert (config.out / "last").readlink() == (config.out / "best").readlink() == Path("checkpoints/step-000050")
 
 
 def test_a_best_without_trainer_state_is_no_place_to_go_on(config: GRPOConfig) -> None:
-    import shutil
-
     config = replace(config, keep=1)
     checkpoints.open_run(config, IDENTITY)
     best = save(config, 1, 0.9)
@@ -281,75 +289,58 @@ def test_other_failures_of_the_export_are_not_disguised(config: GRPOConfig) -> N
     assert names(config) == []
 
 
-FULL = """
-import resource, sys
-from pathlib import Path
-import torch
-from safetensors.torch import save_file
-from mr1_bench.errors import UserError
-from mr1_bench.trainers import checkpoints
-from mr1_bench.trainers.config import GRPOConfig
-config = GRPOConfig(method="grpo-d", task="vc-synth", model="tiny", out=Path(sys.argv[1]))
-large = int(sys.argv[2])
-def export(folder):
-    save_file({"w": torch.ones(large)}, folder / "model.safetensors")
-checkpoints.open_run(config, {})
-checkpoints.save(config, 1, lambda folder: save_file({"w": torch.ones(2)}, folder / "model.safetensors"), {"w": torch.ones(2)}, {}, {})
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-try:
-    checkpoints.save(config, 2, export, {"w": torch.ones(100_000)}, {}, {})
-except UserError as error:
-    print(error)
-"""
-
-
 @pytest.mark.parametrize("large", [10, 100_000])
 def test_a_write_that_fails_leaves_the_checkpoint_before_it(config: GRPOConfig, large: int) -> None:
     # A limit on file sizes fails a real write in the middle, as a full disk does: in the exported weights, or in the trainer's state.
-    done = subprocess.run([sys.executable, "-c", FULL, str(config.out), str(large)], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("checkpoint step-000002 could not be written: ")
-    assert "File too large" in done.stdout and "step-000001 is intact" in done.stdout
-    assert done.stdout.rstrip().endswith("it goes on from step-000001.")
+    def write(pipe: Connection) -> None:
+        checkpoints.open_run(config, {})
+        save(config, 1)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        try:
+            checkpoints.save(
+                config, 2, lambda to: save_file({"w": torch.ones(large)}, to / "model.safetensors"), {"w": torch.ones(100_000)}, {}, {}
+            )
+        except UserError as error:
+            pipe.send(str(error))
+
+    with child(write) as (pipe, process):
+        message = pipe.recv()
+        process.join()
+    assert message.startswith("checkpoint step-000002 could not be written: ")
+    assert "File too large" in message and "step-000001 is intact" in message
+    assert message.endswith("it goes on from step-000001.")
     assert names(config) == ["step-000001"]
     assert checkpoints.open_run(config, {}) == config.out / "checkpoints" / "step-000001"
     checkpoints.load_state(config.out / "checkpoints" / "step-000001")
 
 
-LOOP = """
-import sys
-from pathlib import Path
-import torch
-from safetensors.torch import save_file
-from mr1_bench.trainers import checkpoints
-from mr1_bench.trainers.config import GRPOConfig
-config = GRPOConfig(method="grpo-d", task="vc-synth", model="tiny", out=Path(sys.argv[1]))
-folder = checkpoints.open_run(config, {})
-step = 0 if folder is None else checkpoints.load_state(folder)[1]["step"]
-print(step, flush=True)
-while True:
-    step += 1
-    tensors = {"w": torch.full((1000,), float(step))}
-    checkpoints.save(config, step, lambda to: save_file(tensors, to / "model.safetensors"), tensors, {"step": step}, {"val_accuracy": -step % 7})
-"""
-
-
 def test_killed_at_random_moments_it_never_loses_a_checkpoint(config: GRPOConfig) -> None:
+    def work(pipe: Connection) -> None:
+        folder = checkpoints.open_run(config, {})
+        step = 0 if folder is None else checkpoints.load_state(folder)[1]["step"]
+        while True:
+            pipe.send(step)
+            step += 1
+            tensors = {"w": torch.full((1000,), float(step))}
+            write = partial(save_file, tensors)
+            record = {"val_accuracy": step * 5 % 7}
+            checkpoints.save(config, step, lambda to, write=write: write(to / "model.safetensors"), tensors, {"step": step}, record)
+
     draw = random.Random(0)
     reached = 0
-    for _ in range(6):
-        with subprocess.Popen([sys.executable, "-c", LOOP, str(config.out)], stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            begun = int(process.stdout.readline())
-            assert begun >= reached
-            time.sleep(draw.uniform(0.02, 0.4))
-            process.send_signal(signal.SIGKILL)
-        last = (config.out / "last").resolve()
-        reached = int(last.name.removeprefix("step-")) if last.exists() else begun
-        assert reached >= begun
-    assert reached > 6
+    for _ in range(12):
+        with child(work) as (pipe, process):
+            assert pipe.recv() >= reached  # what was once saved is still there
+            for _ in range(draw.randrange(1, 4)):
+                reached = pipe.recv()
+            time.sleep(draw.uniform(0, 0.03))
+            process.kill()
+            process.join()
     newest = checkpoints.open_run(config, {})
     assert newest is not None
     tensors, state = checkpoints.load_state(newest)
-    assert tensors["w"].tolist() == [float(state["step"])] * 1000
+    assert tensors["w"].tolist() == [float(state["step"])] * 1000 and state["step"] >= reached
     assert torch.equal(load_file(newest / "model.safetensors")["w"], tensors["w"])
     assert not [name for name in names(config) if name.startswith(".")]
+    accuracies = [read_json(config.out / "checkpoints" / name / "run.json")["val_accuracy"] for name in names(config)]
+    assert read_json(config.out / "best" / "run.json")["val_accuracy"] == max(accuracies) == 6

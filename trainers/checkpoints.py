@@ -211,8 +211,8 @@ def require_space(out: Path, needed: int) -> None:
     free = shutil.disk_usage(out).free
     if free < needed + _MARGIN:
         raise UserError(
-            f"the disk of {out} is full: a checkpoint takes {human_bytes(needed)}, {human_bytes(free)} are free. Make room (a smaller --keep "
-            "needs less), then run the same command again: it goes on from its last checkpoint, which is intact"
+            f"the disk of {out} is full: a checkpoint takes {human_bytes(needed)}, {human_bytes(free)} are free. Make room (a smaller "
+            "--keep needs less), then run the same command again: it goes on from its last checkpoint, which is intact"
         )
 
 

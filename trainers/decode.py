@@ -96,7 +96,8 @@ class _Decoder:
         room = (0, 0, 0, max_new_tokens - 1)
         self._keys = [F.pad(key, room).repeat_interleave(group, 0) for key in prefix.keys]
         self._values = [F.pad(value, room).repeat_interleave(group, 0) for value in prefix.values]
-        self._mask = F.pad(prefix.mask, (0, max_new_tokens - 1)).repeat_interleave(group, 0)
+        bias = torch.zeros(prefix.mask.shape, dtype=prefix.last.dtype, device=prefix.mask.device).masked_fill_(~prefix.mask, -torch.inf)
+        self._bias = F.pad(bias, (0, max_new_tokens - 1), value=-torch.inf).repeat_interleave(group, 0)
         self._position = prefix.next_position.repeat_interleave(group)
         self._slot = torch.tensor([length], device=prefix.mask.device)
         self._filled = length
@@ -106,7 +107,7 @@ class _Decoder:
         """Drop all other rows."""
         self._keys = [key[rows] for key in self._keys]
         self._values = [value[rows] for value in self._values]
-        self._mask, self._position = self._mask[rows], self._position[rows]
+        self._bias, self._position = self._bias[rows], self._position[rows]
         self._graph = None
 
     def step(self, tokens: Int[Tensor, " N"]) -> Float[Tensor, "N V"]:
@@ -122,26 +123,26 @@ class _Decoder:
 
     def _record(self, tokens: Int[Tensor, " N"]) -> None:
         self._tokens = tokens.clone()
-        state = [tensor.clone() for tensor in (self._mask, self._position, self._slot)]
+        state = [tensor.clone() for tensor in (self._bias, self._position, self._slot)]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # libraries set themselves up on first use, which cannot be recorded
-            self._forward(self._tokens, self._mask.shape[1])
+            self._forward(self._tokens, self._bias.shape[1])
         torch.cuda.current_stream().wait_stream(stream)
-        for tensor, before in zip((self._mask, self._position, self._slot), state, strict=True):
+        for tensor, before in zip((self._bias, self._position, self._slot), state, strict=True):
             tensor.copy_(before)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
-            self._logits = self._forward(self._tokens, self._mask.shape[1])
+            self._logits = self._forward(self._tokens, self._bias.shape[1])
 
     def _forward(self, tokens: Int[Tensor, " N"], span: int) -> Float[Tensor, "N V"]:
         """One step over the first `span` places of the buffers; all state changes in place."""
         hidden = self._text.embed_tokens(tokens)
         cos, sin = self._text.rotary_emb(hidden, self._position.view(1, -1, 1).expand(3, -1, -1))
-        self._mask.index_fill_(1, self._slot, True)
-        mask = self._mask[:, None, None, :span]
+        self._bias.index_fill_(1, self._slot, 0)
+        bias = self._bias[:, None, None, :span]
         for weights, keys, values in zip(self._layers, self._keys, self._values, strict=True):
-            hidden = weights.forward(hidden, cos, sin, keys, values, self._slot, mask, span)
+            hidden = weights.forward(hidden, cos, sin, keys, values, self._slot, bias, span)
         self._position.add_(1)
         self._slot.add_(1)
         return self._head(self._text.norm(hidden))
@@ -157,7 +158,7 @@ class _Weights:
         self._gate_up = _join(mlp.gate_proj, mlp.up_proj)
 
     def forward(
-        self, hidden: Float[Tensor, "N D"], cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, slot: Tensor, mask: Tensor, span: int
+        self, hidden: Float[Tensor, "N D"], cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, slot: Tensor, bias: Tensor, span: int
     ) -> Float[Tensor, "N D"]:
         layer = self._layer
         kinds = keys.shape[1]
@@ -168,7 +169,7 @@ class _Weights:
         query, key = turned.split((turned.shape[1] - kinds, kinds), 1)
         keys.index_copy_(2, slot, key.unsqueeze(2))
         values.index_copy_(2, slot, value.unsqueeze(2))
-        mixed = F.scaled_dot_product_attention(query.unflatten(1, (kinds, -1)), keys[:, :, :span], values[:, :, :span], attn_mask=mask)
+        mixed = F.scaled_dot_product_attention(query.unflatten(1, (kinds, -1)), keys[:, :, :span], values[:, :, :span], attn_mask=bias)
         hidden = hidden + layer.self_attn.o_proj(mixed.flatten(1))
         gate, up = self._gate_up(layer.post_attention_layernorm(hidden)).chunk(2, -1)
         return hidden + layer.mlp.down_proj(layer.mlp.act_fn(gate) * up)

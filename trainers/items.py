@@ -111,7 +111,7 @@ def task_specs(config: TrainConfig) -> tuple[TaskSpec, ...]:
 def _task_spec(name: str, level: int) -> TaskSpec:
     try:
         spec = get_spec(name)
-        if spec.level in (None, level):
+        if spec.level is None or level in (1, spec.level):
             return spec
         if spec.level == 1:
             return get_spec(f"{spec.name}_l{level}")
@@ -139,7 +139,7 @@ def open_items(config: TrainConfig, split: Split) -> Sequence[Item]:
     count = config.eval_items if config.eval_every else 0
     if not count:
         return ()
-    shares = [count // len(specs) + (index < count % len(specs)) for index in range(len(specs))]
+    shares = [max(1, count // len(specs) + (index < count % len(specs))) for index in range(len(specs))]
     return _in_turn([_held_out(spec, config, split, share) for spec, share in zip(specs, shares, strict=True)], repeat=False)
 
 
@@ -317,12 +317,15 @@ def _find_image(value: Any, find: Callable[[str], Path | str]) -> tuple[bytes, s
     if isinstance(path, str):
         return path
     try:
-        with Image.open(path, formats=images.FORMATS):
-            return b"", str(path)
+        with Image.open(path, formats=images.FORMATS) as picture:
+            pixels = picture.width * picture.height
     except UnidentifiedImageError:
         return f"image {value} is not a picture in a known format ({', '.join(images.FORMATS)})"
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return f"image {value} cannot be read ({error})"
+    if pixels > images.MAX_PIXELS:
+        return f"image {value} has {pixels:,} pixels; at most {images.MAX_PIXELS:,} are read: scale it down"
+    return b"", str(path)
 
 
 def _own_fault(row: data_sources.SourceRow, spec: TaskSpec, seen: dict[int | str, int]) -> str | None:

@@ -34,8 +34,8 @@ def advantages(rewards_PG: Float[Tensor, "P G"], *, scaled: bool = True) -> Floa
 def kl_estimate(logprobs_NT: Float[Tensor, "N T"], reference_NT: Float[Tensor, "N T"], kind: KLEstimator = "k3") -> Float[Tensor, "N T"]:
     """Estimate KL(policy || reference) at each token that the policy drew.
 
-    With x = log p_reference − log p_policy: k1 = −x, k2 = x²/2, k3 = e^x − x − 1. Source: J. Schulman, "Approximating KL divergence" (2020);
-    k3 is GRPO's (DeepSeekMath, equation 4).
+    With x = log p_reference − log p_policy: k1 = −x, k2 = x²/2, k3 = e^x − x − 1. Source: J. Schulman, "Approximating KL divergence"
+    (2020); k3 is GRPO's (DeepSeekMath, equation 4).
     """
     x = reference_NT - logprobs_NT
     if kind == "k1":

@@ -115,12 +115,13 @@ def encode_prompt(model: nn.Module, batch: PromptBatch, images: Float[Tensor, "i
     length = batch.ids.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=hidden.device).tril()
     alone = torch.eye(length, dtype=torch.bool, device=hidden.device)  # padding attends to itself: an empty softmax is NaN
-    mask = ((causal & batch.mask[:, None, :]) | alone)[:, None]
+    seen = ((causal & batch.mask[:, None, :]) | alone)[:, None]
+    whole, final = (_bias(seen, text), length), (_bias(seen[:, :, -1:], text), 1)
     keys, values = [], []
     for layer in text.layers:
         # Of the last layer's outputs only that of the last token is used, to predict the first token of the completions.
-        queries = 1 if layer is text.layers[-1] else length
-        hidden, key, value = _layer(layer, hidden, rope, _attend, _fold_mask(mask[..., -queries:, :], layer), queries, recompute=recompute)
+        bias, queries = final if layer is text.layers[-1] else whole
+        hidden, key, value = _layer(layer, hidden, rope, _attend, bias, queries, recompute=recompute)
         keys.append(key)
         values.append(value)
     last = text.norm(hidden)[:, -1]
@@ -151,9 +152,9 @@ def completion_logprobs(
         rope = text.rotary_emb(own, _next_positions(prefix, group, inputs.shape[1]))
         causal = torch.ones(inputs.shape[1], inputs.shape[1], dtype=torch.bool, device=inputs.device).tril()
         seen = prefix.mask.repeat_interleave(group, 0)[:, None, None].expand(-1, -1, inputs.shape[1], -1)
-        mask = _fold_mask(torch.cat((seen, causal.expand(len(inputs), 1, -1, -1)), -1), text.layers[0])
+        bias = _bias(torch.cat((seen, causal.expand(len(inputs), 1, -1, -1)), -1), text)
         for layer, keys, values in zip(text.layers, prefix.keys, prefix.values, strict=True):
-            own, _, _ = _layer(layer, own, rope, _attend_after, mask, inputs.shape[1], keys, values, recompute=recompute)
+            own, _, _ = _layer(layer, own, rope, _attend_after, bias, inputs.shape[1], keys, values, recompute=recompute)
         hidden = torch.cat((hidden, text.norm(own)), 1)
     logprobs, entropies = _logprobs(model.lm_head, hidden, completions.ids, temperature)
     return logprobs.masked_fill(~completions.mask, 0), entropies.masked_fill(~completions.mask, 0)
@@ -169,13 +170,13 @@ def _layer(
     hidden: Float[Tensor, "B L D"],
     rope: tuple[Tensor, Tensor],
     attend: Callable[..., Tensor],
-    mask: Tensor,
+    bias: Tensor,
     queries: int,
     *context: Tensor,
     recompute: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One decoder layer; gives its output at the last `queries` positions and its keys and values at all."""
-    arguments = (layer, hidden, rope, attend, mask, queries, *context)
+    arguments = (layer, hidden, rope, attend, bias, queries, *context)
     if recompute and torch.is_grad_enabled():
         result: tuple[Tensor, Tensor, Tensor] = checkpoint(_run_layer, *arguments, use_reentrant=False, preserve_rng_state=False)
         return result
@@ -187,7 +188,7 @@ def _run_layer(
     hidden: Tensor,
     rope: tuple[Tensor, Tensor],
     attend: Callable[..., Tensor],
-    mask: Tensor,
+    bias: Tensor,
     queries: int,
     *context: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -199,7 +200,7 @@ def _run_layer(
     if queries < hidden.shape[1]:
         hidden, normed, cos, sin = hidden[:, -queries:], normed[:, -queries:], cos[:, :, -queries:], sin[:, :, -queries:]
     query = _rotate(_heads(attention.q_proj(normed), attention.head_dim), cos, sin)
-    hidden = hidden + attention.o_proj(attend(query, key, value, mask, *context))
+    hidden = hidden + attention.o_proj(attend(query, key, value, bias, *context))
     return hidden + layer.mlp(layer.post_attention_layernorm(hidden)), key, value
 
 
@@ -212,27 +213,28 @@ def _rotate(x: Float[Tensor, "B heads L E"], cos: Tensor, sin: Tensor) -> Float[
     return x * cos + torch.cat((-second, first), -1) * sin
 
 
-def _fold_mask(mask: Bool[Tensor, "B 1 L M"], layer: nn.Module) -> Bool[Tensor, "B 1 R*L M"]:
-    """The mask for queries whose R heads that share a key head lie one after another along the length; see `_attend`."""
-    return mask.repeat(1, 1, layer.self_attn.num_key_value_groups, 1)
+def _bias(mask: Bool[Tensor, "B 1 L M"], text: nn.Module) -> Float[Tensor, "B 1 R*L M"]:
+    """What is added to attention scores, 0 or −inf: made once for all layers, for the R heads of a key head as `_attend` folds them."""
+    bias = torch.zeros(mask.shape, dtype=text.embed_tokens.weight.dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+    return bias.repeat(1, 1, text.layers[0].self_attn.num_key_value_groups, 1)
 
 
 def _attend(
-    query: Float[Tensor, "B H L E"], key: Float[Tensor, "B K M E"], value: Float[Tensor, "B K M E"], mask: Tensor
+    query: Float[Tensor, "B H L E"], key: Float[Tensor, "B K M E"], value: Float[Tensor, "B K M E"], bias: Tensor
 ) -> Float[Tensor, "B L H*E"]:
     """Attention with grouped query heads, without repeating the keys: heads that share a key head become more queries of it."""
     kinds = key.shape[1]
     folded = query.unflatten(1, (kinds, -1)).flatten(2, 3)
-    mixed = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask)
+    mixed = F.scaled_dot_product_attention(folded, key, value, attn_mask=bias)
     return mixed.unflatten(2, (-1, query.shape[2])).flatten(1, 2).transpose(1, 2).flatten(2)
 
 
-def _attend_after(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, shared_key: Tensor, shared_value: Tensor) -> Tensor:
+def _attend_after(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, shared_key: Tensor, shared_value: Tensor) -> Tensor:
     """Attention of N completions to their own tokens and to the P prompts they share."""
     group = len(query) // len(shared_key)
     key = torch.cat((shared_key.repeat_interleave(group, 0), key), 2)
     value = torch.cat((shared_value.repeat_interleave(group, 0), value), 2)
-    return _attend(query, key, value, mask)
+    return _attend(query, key, value, bias)
 
 
 def _logprobs(head: nn.Module, hidden: Float[Tensor, "N T D"], ids: Int[Tensor, "N T"], temperature: float) -> tuple[Tensor, Tensor]:
