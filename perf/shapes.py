@@ -1,7 +1,7 @@
 """The model shapes that the trainer is measured at, with random weights, and the prompts that go with them.
 
-Small, medium and large are the three shapes of the first measurement of prefix sharing; `qwen2-vl-2b` has the sizes of the real model. Prompts
-are the counting task's own, over synthetic images of the shape's size. This file must not know trainers or clocks.
+Small, medium and large are the three shapes of the first measurement of prefix sharing; `qwen2-vl-2b` has the sizes of the real model.
+Prompts are the counting task's own, over synthetic images of the shape's size. This file must not know trainers or clocks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mr1_bench.trainers import tiny
 if TYPE_CHECKING:
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
-    from mr1_bench.trainers.batches import Item
+    from mr1_bench.trainers.items import Item
 
 TASK = "mr1_vc_synth"
 
@@ -123,7 +123,7 @@ def build_model(
 
 def build_items(shape: Shape, count: int) -> list[Item]:
     """Items of the embedded counting task, drawn at the shape's image size."""
-    from mr1_bench.trainers.batches import Item
+    from mr1_bench.trainers.items import Item
 
     spec = get_spec(TASK)
     items = []

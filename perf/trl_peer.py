@@ -1,7 +1,7 @@
-"""TRL's GRPOTrainer as the peer of a measurement: same weights, prompts, loss, batch, lengths and precision as ours; nothing of it is replaced.
+"""TRL's GRPOTrainer as the peer of a measurement: our weights, prompts, loss, batch, lengths and precision; nothing of it is replaced.
 
 Its own training loop runs; a callback notes the time from the start to the end of each step, which holds its processing, rollout, reward,
-reference and policy passes, backward and optimiser, and gives the floor to the other side between two steps. This file must not know our trainer.
+reference and policy passes, backward and optimiser, and gives the floor to the other side between two steps. It must not know our trainer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import Qwen2VLForConditionalGeneration, Qwen2VLProcessor
     from trl import GRPOTrainer
 
-    from mr1_bench.trainers.batches import Item
+    from mr1_bench.trainers.items import Item
     from mr1_bench.trainers.config import GRPOConfig
 
 Reward = Callable[["Item", str], float]

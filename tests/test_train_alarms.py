@@ -67,8 +67,8 @@ def test_no_spike() -> None:
 
 
 def test_kl_that_explodes_slowly() -> None:
-    rows = rows_of(30, kl=[0.01 * 1.3**index for index in range(30)])
-    assert at(rows) == [("kl_spike", 25)]  # 0.01 * 1.3^24 = 5.4
+    rows = rows_of(50, kl=[0.1 * 1.1**index for index in range(50)])
+    assert at(rows) == [("kl_spike", 43)]  # 0.1 * 1.1^42 = 5.5; never ten times its median
     assert at(rows_of(1, kl=6.0)) == [("kl_spike", 1)]
 
 
@@ -88,10 +88,9 @@ def test_reward_hacking() -> None:
 
 def test_reward_hacking_in_numbers() -> None:
     rows = rows_of(40, format=[0.2] * 20 + [0.8] * 20, accuracy=[0.5] * 20 + [0.25] * 20)
-    [alarm] = [one for one in check(rows, CONFIG) if one.kind == "reward_hacking"] or fired(rows)
+    assert check(rows, CONFIG) == []  # raised already, when the windows overlapped the change
     shown = alarms._describe_reward_hacking(rows, CONFIG)
     assert "format is 80.0% (+60.0 points against the 20 before) and accuracy 25.0% (-25.0)" in shown
-    assert alarm.kind == "reward_hacking"
 
 
 def test_a_slide_is_seen_over_a_longer_time() -> None:

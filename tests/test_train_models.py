@@ -99,7 +99,7 @@ def test_pickled_weights_are_refused(damaged: Path, config: Any) -> None:
     with pytest.raises(UserError, match=r"found only pickled ones \(pytorch_model\.bin\)"):
         load(config(model=str(damaged)))
     (damaged / "pytorch_model.bin").unlink()
-    with pytest.raises(UserError, match="expected weights as .* and found none"):
+    with pytest.raises(UserError, match=r"expected weights as .* and found none"):
         load(config(model=str(damaged)))
 
 
@@ -114,7 +114,7 @@ def test_weights_that_would_be_random_are_refused(damaged: Path, config: Any) ->
     settings = json.loads((damaged / "config.json").read_text())
     settings["vision_config"]["depth"] += 1
     (damaged / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(UserError, match="weights are missing from its files, .* and would be random"):
+    with pytest.raises(UserError, match=r"weights are missing from its files, .* and would be random"):
         load(config(model=str(damaged)))
 
 
@@ -324,14 +324,15 @@ from mr1_bench.trainers.items import open_items
 source, out = sys.argv[1:]
 config = GRPOConfig(method="grpo", task="vc-synth,gr-synth", model=source, out=Path("run"), device="cpu")
 loaded = models.load(config)
+models.export(loaded, Path(out))
 items = open_items(config, "train")
 part = Processing(loaded.processor, loaded.model, config)(items[:4]).parts[0]
 pictures = [item.image for item in part.items]
 whole = loaded.processor(text=list(part.texts), images=pictures, return_tensors="pt", padding=True, padding_side="left")
 assert torch.equal(whole["input_ids"], part.prompts.ids) and torch.equal(whole["pixel_values"], part.prompts.pixels)
-models.export(loaded, Path(out))
 odd = loaded.processor.image_processor([picture.resize((333, 211)) for picture in pictures], return_tensors="pt")["pixel_values"]
-save_file({"ids": part.prompts.ids, "pixels": part.prompts.pixels, "positions": part.prompts.positions, "odd": odd}, out + "/seen.safetensors")
+seen = {name: getattr(part.prompts, name) for name in ("ids", "pixels", "positions")}
+save_file(seen | {"odd": odd}, out + "/seen.safetensors")
 assert not HIDDEN & set(sys.modules)
 """
 
