@@ -134,7 +134,8 @@ def training_of(checkpoint: Path) -> dict[str, Any] | None:
     if missing:
         raise RecordError(f"{path} does not say {' and '.join(missing)}: expected an object with method, task and, optionally, seed")
     try:
-        get_spec(run["task"])
+        for name in run["task"].split(","):
+            get_spec(name)
     except UnknownTaskError as error:
         raise RecordError(f"{path}: {error}") from None
     return {"method": run["method"], "task": run["task"], "seed": run.get("seed")}

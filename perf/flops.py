@@ -1,7 +1,7 @@
 """The least work of one GRPO step whose prompts are shared: its floating-point operations, and how long its matrix products take alone.
 
-Counted are the products of the language model, the vision tower and the output head, each thing once: images and prompts once a prompt in the
-rollout and the reference pass, and not again in the policy pass, which keeps the rollout's. This file must not know trainers or clocks.
+Counted are the products of the language model, the vision tower and the output head, each thing once: images and prompts once a prompt in
+the rollout and the reference pass, and not again in the policy pass, which keeps the rollout's. It must not know trainers.
 
 Sizes: P prompts of L tokens, N samples of T tokens, n patches an image; a product of (M, K) and (K, N) matrices is 2*M*K*N operations.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from statistics import median
 from typing import TYPE_CHECKING
 
 import torch
@@ -196,7 +195,7 @@ def _seconds(product: Product, device: torch.device, dtype: torch.dtype, rounds:
             torch.nn.functional.linear(left, right)
         _wait(device)
         found.append((time.perf_counter() - start) / repeats)
-    return median(found)
+    return min(found)  # noise only slows
 
 
 def _wait(device: torch.device) -> None:

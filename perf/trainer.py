@@ -1,10 +1,11 @@
-"""How fast a GRPO step is: ours and TRL's GRPOTrainer alternating in one process, at the same weights, prompts, loss, lengths and precision.
+"""How fast a GRPO step is: ours and TRL's GRPOTrainer alternating in one process, same weights, prompts, loss, lengths and precision.
 
 Run from the repository root: `python perf/trainer.py [--shape small medium large] [--trl-checkpointing] [--memory] [--json FILE]`; on a GPU
-`--device cuda --shape qwen2-vl-2b qwen2-vl-2b-long`. Each round is one step of TRL's own training loop and then one of ours on the same prompts, so
-that a busy machine slows both; medians and the ratio of every round are given. All completions have the same length on both sides: the end
-token lies past the vocabulary, so that no draw ends one and neither side needs a rule against it. Our image processing is counted in our
-step, although the trainer does it while the step before runs. Peak memory is measured with each side alone in a process of its own.
+`--device cuda --shape qwen2-vl-2b qwen2-vl-2b-long`. Each round is one step of TRL's own training loop and then one of ours on the same
+prompts, so that a busy machine slows both; medians and the ratio of every round are given. All completions have the same length on both
+sides: the end token lies past the vocabulary, so that no draw ends one and neither side needs a rule against it. Our image processing is
+counted in our step, although the trainer does it while the step before runs. Peak memory is measured with each side alone in a process of
+its own. The distance to the floor is that of the fastest step to the fastest products, which noise only makes slower.
 """
 
 from __future__ import annotations
@@ -177,7 +178,7 @@ def measure(job: Job, *, theirs: bool) -> dict[str, Any]:
             "ours_ms": median(ours_ms),
             "ours_rounds_ms": ours_ms,
             "split_ms": {phase: 1000 * median(row.get(f"time_{phase}", 0.0) for row in rows) for phase in PHASES},
-            "floor": floor(job, ours, median(ours_ms)),
+            "floor": floor(job, ours, min(ours_ms)),
             "update": update(job, ours, rows),
         }
     if theirs:
@@ -266,7 +267,7 @@ def wait(device: torch.device) -> None:
 
 
 def peak_memory(job: Job, side: str) -> float:
-    """MiB that one side's steps need at their peak: on a GPU all it allocates there, on a CPU growth of the resident set from before the first."""
+    """MiB that one side's steps need at their peak: on a GPU all it allocates, on a CPU how much the resident set grows from before them."""
     with build(replace(job, rounds=2, warm_up=1), ours=side == "ours", theirs=side == "trl") as sides:
         cuda = job.device.type == "cuda"
         if cuda:
@@ -325,8 +326,8 @@ def report(found: dict[str, Any]) -> str:
         f"  floor: {least['gflop']:.2f} GFLOP; at {least['gflops_large']:.0f} GFLOP/s (large products) {least['floor_large_ms']:.1f} ms, "
         f"its own products alone {least['floor_own_ms']:.1f} ms ({least['gflops_own']:.0f} GFLOP/s); "
         f"our step is {least['distance_large']:.2f} and {least['distance_own']:.2f} times these",
-        f"  update (encode, policy, backward): {update['forward_backward_ms']:.1f} ms, {100 * update['utilisation_of_measured_rate']:.0f} % of "
-        "the large-product rate"
+        f"  update (encode, policy, backward): {update['forward_backward_ms']:.1f} ms, "
+        f"{100 * update['utilisation_of_measured_rate']:.0f} % of the large-product rate"
         + (
             f"; model FLOPs utilisation {100 * update['utilisation']:.1f} %, with the optimiser "
             f"{100 * update['utilisation_with_optimizer']:.1f} % (target {100 * TARGET_UTILISATION:.0f} %)"

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from transformers import Qwen2VLForConditionalGeneration, Qwen2VLProcessor
     from trl import GRPOTrainer
 
-    from mr1_bench.trainers.items import Item
     from mr1_bench.trainers.config import GRPOConfig
+    from mr1_bench.trainers.items import Item
 
 Reward = Callable[["Item", str], float]
 

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mr1_bench.trainers import alarms
 from mr1_bench.trainers.alarms import Alarm, check
 from mr1_bench.trainers.config import GRPOConfig, SFTConfig
 
@@ -88,9 +87,8 @@ def test_reward_hacking() -> None:
 
 def test_reward_hacking_in_numbers() -> None:
     rows = rows_of(40, format=[0.2] * 20 + [0.8] * 20, accuracy=[0.5] * 20 + [0.25] * 20)
-    assert check(rows, CONFIG) == []  # raised already, when the windows overlapped the change
-    shown = alarms._describe_reward_hacking(rows, CONFIG)
-    assert "format is 80.0% (+60.0 points against the 20 before) and accuracy 25.0% (-25.0)" in shown
+    [alarm] = check(rows, CONFIG)
+    assert "format is 80.0% (+60.0 points against the 20 before) and accuracy 25.0% (-25.0)" in alarm.message
 
 
 def test_a_slide_is_seen_over_a_longer_time() -> None:

@@ -7,6 +7,8 @@ import os
 import random
 import resource
 import shutil
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -344,3 +346,55 @@ def test_killed_at_random_moments_it_never_loses_a_checkpoint(config: GRPOConfig
     assert not [name for name in names(config) if name.startswith(".")]
     accuracies = [read_json(config.out / "checkpoints" / name / "run.json")["val_accuracy"] for name in names(config)]
     assert read_json(config.out / "best" / "run.json")["val_accuracy"] == max(accuracies) == 6
+
+
+_CHANGES = {"os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.symlink"}
+
+
+def kill_at(change: int) -> None:
+    """Kill this process just before it changes the file system for the n-th time from now on."""
+    left = change
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        nonlocal left
+        if event in _CHANGES or (event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+
+    sys.addaudithook(hook)
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_killed_before_each_change_of_the_disk(config: GRPOConfig, step: int) -> None:
+    # Every moment of a save that prunes and strips, and of one that replaces its own step: a whole checkpoint is always there.
+    config = replace(config, keep=1)
+    checkpoints.open_run(config, {})
+    save(config, 1, 0.9)
+    save(config, 2, 0.5)
+    checkpoints.close_run(config.out)
+    template = config.out.with_name("template")
+    shutil.copytree(config.out, template, symlinks=True)
+    for change in range(200):
+        shutil.rmtree(config.out)
+        shutil.copytree(template, config.out, symlinks=True)
+
+        def work(pipe: Connection, change: int = change) -> None:
+            kill_at(change)
+            checkpoints.open_run(config, {})
+            save(config, step, 0.9)
+            pipe.send("done")
+
+        with child(work) as (pipe, process):
+            process.join()
+            done = pipe.poll() and process.exitcode == 0
+        newest = checkpoints.open_run(config, {})
+        assert newest is not None and newest.name in {"step-000002", f"step-00000{step}"}
+        assert checkpoints.load_state(newest)[1]["step"] == int(newest.name[-1])
+        assert (config.out / "last").resolve() == newest.resolve()
+        assert (config.out / "best").readlink().name == "step-000001"
+        assert not [name for name in names(config) if name.startswith(".")]
+        checkpoints.close_run(config.out)
+        if done:
+            break
+    assert done and change > 20

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import multiprocessing
+import resource
 import sys
 import time
 import types
@@ -142,6 +143,28 @@ def test_a_killed_writer_loses_no_row(tmp_path: Path) -> None:
         said = ours.recv()
     steps = [one["step"] for one in read_rows(tmp_path / "metrics.jsonl")]
     assert steps == list(range(1, len(steps) + 1)) and said <= len(steps) <= said + 1
+
+
+def test_a_full_disk_is_one_clear_error_and_costs_the_last_row_only(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    ours, theirs = fork.Pipe()
+
+    def work() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # fails a write in the middle, as a full disk does
+        log = MetricsLog(tmp_path)
+        try:
+            for step in range(1, 100):
+                log.append(row(step))
+        except UserError as error:
+            theirs.send((len(log.rows), str(error)))
+
+    process = fork.Process(target=work)
+    process.start()
+    whole, message = ours.recv()
+    process.join()
+    assert "metrics.jsonl cannot be written (File too large). Make room" in message
+    assert (tmp_path / "metrics.jsonl").stat().st_size == 1000
+    assert [one["step"] for one in read_rows(tmp_path / "metrics.jsonl")] == list(range(1, whole + 1))
 
 
 class Terminal(io.StringIO):

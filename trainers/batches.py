@@ -69,17 +69,48 @@ def _pin(prompts: PromptBatch) -> PromptBatch:
 
 @dataclass(frozen=True, slots=True)
 class _Processed:
-    """One prompt as the model takes it, without padding."""
+    """One prompt without padding; its patches as `_Levels` packs them."""
 
     text: str
     ids: Int[Tensor, " L"]
     positions: Int[Tensor, "3 L"]
-    pixels: Float[Tensor, "patches features"]
+    pixels: Tensor
     grid: Int[Tensor, "1 3"]
 
     @property
     def bytes(self) -> int:
         return sum(tensor.nbytes for tensor in (self.ids, self.positions, self.pixels, self.grid))
+
+
+class _Levels:
+    """Keeps patches in an eighth of their room: a picture has 256 levels a channel, and the model's patches hold each frame of it twice."""
+
+    def __init__(self, image_processor: Any) -> None:
+        from PIL import Image
+
+        side = image_processor.patch_size * image_processor.merge_size
+        plain = [Image.new("RGB", (side, side), (level, level, level)) for level in range(256)]
+        size = {"shortest_edge": 1, "longest_edge": side * side}
+        pixels = image_processor(plain, return_tensors="pt", size=size)["pixel_values"]
+        self._frames = image_processor.temporal_patch_size
+        one_a_level = pixels.view(256, -1, 3, self._frames, image_processor.patch_size**2)[:, 0, :, 0, 0]
+        self._values: Float[Tensor, "3 256"] = one_a_level.T.contiguous()
+        self._starts = torch.arange(3, dtype=torch.int32)[:, None] * 256
+
+    def pack(self, pixels: Float[Tensor, "patches features"]) -> Tensor:
+        """The patches as levels, or as they are if any bit of them would be lost."""
+        frame = pixels.view(len(pixels), 3, self._frames, -1)[:, :, 0]
+        lowest, highest = self._values[:, :1], self._values[:, -1:]
+        levels = ((frame - lowest) * (255 / (highest - lowest))).round().clamp(0, 255).to(torch.uint8)
+        return levels if torch.equal(self.unpack([levels]), pixels) else pixels
+
+    def unpack(self, packed: Sequence[Tensor]) -> Float[Tensor, "patches features"]:
+        """The patches of several pictures, one after another."""
+        if any(one.dtype != torch.uint8 for one in packed):
+            return torch.cat([self.unpack([one]) if one.dtype == torch.uint8 else one for one in packed])
+        levels = torch.cat(list(packed))
+        frame = self._values.view(-1).index_select(0, (levels.int() + self._starts).flatten()).view(len(levels), 3, 1, -1)
+        return frame.expand(-1, -1, self._frames, -1).reshape(len(levels), -1)
 
 
 class _Cache:
@@ -121,11 +152,12 @@ class Processing:
         # Another model's processor is also called by the `plain` path, in another thread, and a tokenizer that pads bears no company.
         self._processor = processor if self._family else copy.deepcopy(processor)
         self._model, self._config = model, config
-        self._image_token: str = image_token(processor)
+        self._placeholders = placeholders(processor)
         self._max_pixels = config.max_pixels if max_pixels is None else max_pixels
         if self._family:
             self._size = _limit_size(processor.image_processor, self._max_pixels)
             self._pad = _pad_token(processor.tokenizer)
+            self._levels = _Levels(processor.image_processor)
         self._cache = _Cache(cache_bytes)
 
     def __call__(self, items: Iterable[Item]) -> Batch:
@@ -147,10 +179,10 @@ class Processing:
         content = [{"type": "image"}, {"type": "text", "text": item.prompt}]
         rendered = self._processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
         text = cast("str", rendered)
-        places = text.count(self._image_token)
+        places = sum(map(text.count, self._placeholders))
         if places != 1:
             why = "the chat template makes none" if places == 0 else "take it out of the question"
-            raise UserError(f"{item.id}: the prompt holds {places} image placeholders {self._image_token!r} for its 1 image: {why}")
+            raise UserError(f"{item.id}: the prompt holds {places} image placeholders {self._placeholders[0]!r} for its 1 image: {why}")
         return text
 
     def _part(self, items: tuple[Item, ...]) -> Part:
@@ -158,7 +190,7 @@ class Processing:
             items = tuple(_scaled_down(item, self._max_pixels) for item in items)
             return Part(items, tuple(map(self._checked_text, items)), None)
         processed = [self._processed(item) for item in items]
-        return Part(items, tuple(one.text for one in processed), join(processed, self._pad))
+        return Part(items, tuple(one.text for one in processed), _join(processed, self._pad, self._levels))
 
     def _checked_text(self, item: Item) -> str:
         text = self.text(item)
@@ -196,10 +228,10 @@ class Processing:
         tokens = torch.tensor([[*ids[:place], *[token] * count, *ids[place + 1 :]]])
         kinds = (tokens == token).int()
         positions, _ = self._model.model.get_rope_index(tokens, mm_token_type_ids=kinds, image_grid_thw=grid)
-        return _Processed(text, tokens[0], positions[:, 0], pictures["pixel_values"], grid)
+        return _Processed(text, tokens[0], positions[:, 0], self._levels.pack(pictures["pixel_values"]), grid)
 
 
-def join(processed: Sequence[_Processed], pad: int) -> PromptBatch:
+def _join(processed: Sequence[_Processed], pad: int, levels: _Levels) -> PromptBatch:
     """Several prompts as one batch, padded on the left."""
     longest = max(len(one.ids) for one in processed)
     ids = torch.full((len(processed), longest), pad)
@@ -208,15 +240,16 @@ def join(processed: Sequence[_Processed], pad: int) -> PromptBatch:
     for row, one in enumerate(processed):
         start = longest - len(one.ids)
         ids[row, start:], mask[row, start:], positions[:, row, start:] = one.ids, True, one.positions
-    return PromptBatch(ids, mask, positions, torch.cat([one.pixels for one in processed]), torch.cat([one.grid for one in processed]))
+    pixels = levels.unpack([one.pixels for one in processed])
+    return PromptBatch(ids, mask, positions, pixels, torch.cat([one.grid for one in processed]))
 
 
-def image_token(processor: Any) -> str:
-    """The text that stands for an image in a templated prompt."""
-    token = getattr(processor, "image_token", None)
-    if token is None:
+def placeholders(processor: Any) -> tuple[str, ...]:
+    """The texts that stand for an image in a templated prompt: usually one; Gemma's template writes another than its processor."""
+    found = [getattr(processor, name, None) for name in ("image_token", "boi_token")]
+    if found == [None, None]:
         raise UserError(f"{type(processor).__name__} names no image token, so prompts cannot be checked: this model cannot be trained here")
-    return str(token)
+    return tuple(str(token) for token in found if token is not None)
 
 
 def _limit_size(image_processor: Any, max_pixels: int) -> dict[str, int]:

@@ -69,10 +69,10 @@ def open_run(config: TrainConfig, identity: Mapping[str, Any]) -> Path | None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         _lock(out)
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        raise UserError(f"--out {out} cannot be written ({error.strerror}); choose another folder") from None
-    try:
         return _open_locked(config, identity)
+    except OSError as error:
+        close_run(out)
+        raise UserError(f"--out {out} cannot be written ({error.strerror}); make room or take the right to it, or choose another") from None
     except BaseException:
         close_run(out)
         raise

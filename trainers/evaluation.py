@@ -12,7 +12,8 @@ from mr1_bench.grading import Score, grade
 from mr1_bench.trainers.engine import Engine, read_texts
 
 if TYPE_CHECKING:
-    from mr1_bench.trainers.batches import Item, Processing
+    from mr1_bench.trainers.batches import Processing
+    from mr1_bench.trainers.items import Item
     from mr1_bench.trainers.models import Loaded
 
 ROWS = 64

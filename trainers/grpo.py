@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor, nn
 
-    from mr1_bench.trainers.batches import Batch, Item
+    from mr1_bench.trainers.batches import Batch
     from mr1_bench.trainers.config import GRPOConfig
+    from mr1_bench.trainers.items import Item
     from mr1_bench.trainers.models import Loaded
     from mr1_bench.trainers.optimizer import Optimizer
     from mr1_bench.trainers.prefix import Completions

@@ -7,7 +7,8 @@ keep for their gradient, and lean to the high side. It must not know how anythin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ _LOGIT_BYTES = 24  # a logit: in the model's precision, in float32, log-softmax,
 _DEVICE_CONTEXT = 2**30  # what a CUDA context and its libraries take
 _FRAGMENTS = 0.05  # share that an allocator loses between its blocks
 _LORA_RANK = 16  # what a remedy suggests
+_FEW_IMAGE_TOKENS = 64  # smaller images are not worth shrinking
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,18 +209,14 @@ def require(needed: Estimate, available: int | None) -> None:
     """
     if available is None or needed.total <= available:
         return
-    options = sorted(_remedies(needed.workload), key=lambda pair: estimate(pair[1]).total)
-    lines = []
-    for advice, changed in options:
-        total = estimate(changed).total
-        if total < needed.total:
-            fits = ", which fits" if total <= available else ""
-            lines.append(f"{advice} saves {human_bytes(needed.total - total)} (then {human_bytes(total)}{fits})")
-    everything = needed.workload
-    for _, changed in _remedies(needed.workload):
-        for field in _differing(needed.workload, changed):
-            everything = replace(everything, **{field: getattr(changed, field)})
-    least = estimate(everything).total
+    remedies = list(_remedies(needed.workload))
+    totals = [(estimate(change(needed.workload)).total, advice) for advice, change in remedies]
+    lines = [
+        f"{advice} saves {human_bytes(needed.total - total)} (then {human_bytes(total)}{', which fits' if total <= available else ''})"
+        for total, advice in sorted(totals)
+        if total < needed.total
+    ]
+    least = estimate(functools.reduce(lambda workload, remedy: remedy[1](workload), remedies, needed.workload)).total
     last = "" if least <= available else f". Even all of them together need {human_bytes(least)}: take a smaller model or a larger device"
     device = "the GPU" if needed.workload.cuda else "this machine"
     raise UserError(
@@ -227,31 +225,34 @@ def require(needed: Estimate, available: int | None) -> None:
     )
 
 
-def _differing(old: Workload, new: Workload) -> Iterator[str]:
-    return (field for field in Workload.__slots__ if getattr(old, field) != getattr(new, field))
-
-
-def _remedies(w: Workload) -> Iterator[tuple[str, Workload]]:
-    """Settings that save memory, each by itself."""
+def _remedies(w: Workload) -> Iterator[tuple[str, Callable[[Workload], Workload]]]:
+    """Settings that save memory, and what each changes."""
     if not w.checkpointing:
-        yield "--gradient-checkpointing", replace(w, checkpointing=True)
+        yield "--gradient-checkpointing", lambda now: replace(now, checkpointing=True)
     if w.micro_prompts > 1:
-        yield "--micro-prompts 1", replace(w, micro_prompts=1)
+        yield "--micro-prompts 1", lambda now: replace(now, micro_prompts=1)
     if w.cuda and w.dtype == "float32":
-        yield "--dtype bfloat16", replace(w, dtype="bfloat16")
-    if not w.lora_rank:
-        across = 2 * w.hidden + 2 * (w.hidden + w.key_width) + 2 * w.hidden + 3 * (w.hidden + w.intermediate)
-        adapters = w.layers * _LORA_RANK * across
-        changed = replace(w, lora_rank=_LORA_RANK, trainable=adapters, total=w.total + adapters, reference=False, train_vision=False)
-        yield f"--lora-rank {_LORA_RANK}", changed
+        yield "--dtype bfloat16", lambda now: replace(now, dtype="bfloat16")
     if w.train_vision:
-        yield "--freeze-vision", replace(w, train_vision=False, trainable=w.trainable - w.vision_total)
-    if w.image_tokens > 64:
-        fewer = w.image_tokens // 2
-        less = replace(w, image_tokens=fewer, prompt_tokens=w.prompt_tokens - w.image_tokens + fewer)
-        yield f"--max-pixels {fewer * _IMAGE_TOKEN}", less
+        yield "--freeze-vision", lambda now: replace(now, train_vision=False, trainable=now.trainable - now.vision_total)
+    if not w.lora_rank:
+        yield f"--lora-rank {_LORA_RANK}", _with_adapters
+    if w.image_tokens > _FEW_IMAGE_TOKENS:
+        yield f"--max-pixels {w.image_tokens // 2 * _IMAGE_TOKEN}", _with_smaller_images
     if w.group > 2:
-        yield f"--num-generations {w.group // 2}", replace(w, group=w.group // 2)
+        yield f"--num-generations {w.group // 2}", lambda now: replace(now, group=now.group // 2)
+
+
+def _with_adapters(w: Workload) -> Workload:
+    """The same with adapters on every linear map of the decoder's layers; the base, with its adapters off, is the reference."""
+    widths = 2 * (w.hidden + w.hidden) + 2 * (w.hidden + w.key_width) + 3 * (w.hidden + w.intermediate)
+    adapters = w.layers * _LORA_RANK * widths
+    return replace(w, lora_rank=_LORA_RANK, trainable=adapters, total=w.total + adapters, reference=False, train_vision=False)
+
+
+def _with_smaller_images(w: Workload) -> Workload:
+    fewer = w.image_tokens // 2
+    return replace(w, image_tokens=fewer, prompt_tokens=w.prompt_tokens - w.image_tokens + fewer)
 
 
 def workload(model: nn.Module, config: TrainConfig, *, prompt_tokens: int | None = None, image_tokens: int | None = None) -> Workload:

@@ -99,7 +99,11 @@ class MetricsLog:
         self._progress.begin(step)
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Log the metrics of one step: to the file, to where else is asked for, and to the progress bar."""
+        """Log the metrics of one step: to the file, to where else is asked for, and to the progress bar.
+
+        Raises:
+            UserError: the disk is full.
+        """
         self._write("metrics", row)
         self.rows.append(dict(row))
         self._send(row, "")
@@ -132,9 +136,17 @@ class MetricsLog:
 
     def _write(self, name: Stream, row: Mapping[str, Any]) -> None:
         line = json.dumps(_encode(row), ensure_ascii=False, allow_nan=False).encode("utf-8", "surrogatepass") + b"\n"
-        with (self._out / f"{name}.jsonl").open("ab", buffering=0) as file:
-            file.write(line)
-            os.fsync(file.fileno())
+        path = self._out / f"{name}.jsonl"
+        try:
+            with path.open("ab") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be written ({error.strerror}). Make room, then run the same command again: it goes on from its last "
+                "checkpoint"
+            ) from error
 
     def _send(self, row: Mapping[str, Any], prefix: str) -> None:
         if self._sink is not None:

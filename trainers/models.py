@@ -71,6 +71,7 @@ def load(config: TrainConfig) -> Loaded:
     folder = _find(config.model)
     settings = _vision_language_config(folder, config)
     processor = load_processor(folder, trust_remote_code=config.trust_remote_code)
+    _check_pair(processor, settings, folder)
     model = _load_weights(folder, settings, config).eval()
     if config.freeze_vision:
         for tower in _vision_towers(model):
@@ -201,6 +202,19 @@ def load_processor(folder: Path, *, trust_remote_code: bool = False) -> Any:
     if processor.chat_template is None:
         raise UserError(f"{folder} has no chat template (chat_template.jinja), so it is no instruction-tuned model; use one that is")
     return processor
+
+
+def _check_pair(processor: Any, settings: Any, folder: Path) -> None:
+    """Refuse a processor that is not the model's: transformers makes up an empty tokenizer where its files are absent."""
+    token, expected = getattr(processor, "image_token", None), getattr(settings, "image_token_id", None)
+    if token is None or expected is None:
+        return
+    found = processor.tokenizer.get_vocab().get(token)
+    if found != expected:
+        raise UserError(
+            f"{folder}: the model expects {token!r} as token {expected}, and its tokenizer has it {'nowhere' if found is None else found}: "
+            "the tokenizer's files are absent or another model's. Save the model's own processor there"
+        )
 
 
 def _has_torchvision() -> bool:

@@ -6,9 +6,11 @@ for the models whose prompts can be shared. It must not know rewards, losses or 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import logging
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -94,8 +96,21 @@ class PlainEngine:
             return _repeat(state.prompts.to(first.device), group, self._model.config.image_token_id)
         texts = [text for text in state.texts for _ in range(group)]
         pictures = [[picture] for picture in (item.image for item in state.items) for _ in range(group)]
-        batch = self._processor(text=texts, images=pictures, return_tensors="pt", padding=True, padding_side="left")
+        with _padding_undone(self._processor.tokenizer):
+            batch = self._processor(text=texts, images=pictures, return_tensors="pt", padding=True, padding_side="left")
         return {name: value.to(first.device, first.dtype if value.is_floating_point() else None) for name, value in batch.items()}
+
+
+@contextlib.contextmanager
+def _padding_undone(tokenizer: Any) -> Iterator[None]:
+    """Put back how a tokenizer pads: it remembers the last call, and would write that into the checkpoints."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    before = None if backend is None else backend.padding
+    yield
+    if backend is not None and before is None:
+        backend.no_padding()
+    elif backend is not None:
+        backend.enable_padding(**before)
 
 
 def _repeat(prompts: PromptBatch, group: int, image_token: int) -> dict[str, Tensor]:

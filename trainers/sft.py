@@ -19,8 +19,9 @@ from mr1_bench.trainers.optimizer import NonFiniteError
 from mr1_bench.trainers.prefix import Completions
 
 if TYPE_CHECKING:
-    from mr1_bench.trainers.batches import Batch, Item
+    from mr1_bench.trainers.batches import Batch
     from mr1_bench.trainers.config import SFTConfig
+    from mr1_bench.trainers.items import Item
     from mr1_bench.trainers.models import Loaded
     from mr1_bench.trainers.optimizer import Optimizer
 
