@@ -57,10 +57,10 @@ def relation(training: dict[str, Any] | None, spec: TaskSpec) -> str:
     """
     if training is None:
         return "base"
-    trained = get_spec(training["task"])
-    if trained.data == spec.data:
+    trained = [get_spec(name) for name in training["task"].split(",")]
+    if any(one.data == spec.data for one in trained):
         return "same-task"
-    return "same-task, other data" if trained.family == spec.family else "cross-task"
+    return "same-task, other data" if any(one.family == spec.family for one in trained) else "cross-task"
 
 
 def _identity(evaluation: Evaluation, task: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from mr1_bench import data, data_build, data_sources, prompts
 from mr1_bench.errors import UserError
+from mr1_bench.trainers import batches
 from mr1_bench.trainers import items as items_module
 from mr1_bench.trainers.batches import NO_LIMIT, Batch, Prefetch, Processing
 from mr1_bench.trainers.config import GRPOConfig, SFTConfig
@@ -266,17 +267,38 @@ def test_an_item_met_again_is_not_processed_again_while_there_is_room(tiny: tupl
     monkeypatch.setattr(processor, "image_processor", counting)
     items = [*open_items(make_config(train_items=3), "train")]
     roomy = Processing(processor, model, make_config())
+    counting.calls = 0
     first, second = roomy(items), roomy(items)
     assert counting.calls == 3
     assert torch.equal(first.parts[0].prompts.pixels, second.parts[0].prompts.pixels)
     roomy([replace(items[0], prompt="Another question?")])
     assert counting.calls == 4
-    # 64 patches of 1176 floats are 301 kB: room for two of three, so that going round and round always misses.
-    tight = Processing(processor, model, make_config(), cache_bytes=700_000)
+    # 64 patches of 588 bytes and some tokens are 41 kB: room for two of three, so that going round and round always misses.
+    tight = Processing(processor, model, make_config(), cache_bytes=100_000)
+    counting.calls = 4
     tight(items), tight(items)
     assert counting.calls == 10
     tight(items[1:])
     assert counting.calls == 10
+
+
+@pytest.mark.parametrize("size", [(112, 112), (61, 300), (28, 28)])
+def test_patches_are_kept_small_without_losing_a_bit(tiny: tuple, size: tuple[int, int]) -> None:
+    from transformers import Qwen2VLImageProcessorPil
+
+    picture = Image.effect_noise(size, 90).convert("RGB")
+    torchvision = tiny[0].image_processor
+    for image_processor in (torchvision, Qwen2VLImageProcessorPil(**torchvision.to_dict())):
+        levels = batches._Levels(image_processor)
+        pixels = image_processor([picture], return_tensors="pt")["pixel_values"]
+        packed = levels.pack(pixels)
+        assert packed.nbytes * 8 == pixels.nbytes
+        assert torch.equal(levels.unpack([packed, packed]), pixels.repeat(2, 1))
+        # What lies between two levels, or differs between the two frames, is kept as it is.
+        odd = pixels.clone()
+        odd[0, 0] += 0.004
+        assert levels.pack(odd) is odd
+        assert torch.equal(levels.unpack([packed, odd]), torch.cat((pixels, odd)))
 
 
 def test_parts_are_padded_by_themselves(tiny: tuple) -> None:

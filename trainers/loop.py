@@ -20,7 +20,7 @@ from mr1_bench.trainers import alarms, batches, checkpoints, evaluation, memory,
 from mr1_bench.trainers.config import GRPOConfig, SFTConfig, TrainConfig
 from mr1_bench.trainers.engine import make_engine
 from mr1_bench.trainers.grpo import GRPO, Sample
-from mr1_bench.trainers.items import Item, batch_indices, open_items, stored_data
+from mr1_bench.trainers.items import Item, batch_indices, open_items, stored_data, task_specs
 from mr1_bench.trainers.metrics import MetricsLog, Row, read_rows
 from mr1_bench.trainers.optimizer import NonFiniteError, Optimizer, learning_rate
 from mr1_bench.trainers.sft import SFT
@@ -194,7 +194,7 @@ class _Run:
             lambda folder: models.export(self._loaded, folder),
             self._optimizer.tensors(),
             {"step": self._done, "adapted": self._trainer.adapted if isinstance(self._trainer, GRPO) else None},
-            {"val_accuracy": evaluated["accuracy"] if evaluated else None},
+            {"task": ",".join(spec.name for spec in task_specs(self._config)), "val_accuracy": evaluated["accuracy"] if evaluated else None},
             export_bytes=sum(parameter.nbytes for parameter in self._loaded.model.parameters()),
         )
 
