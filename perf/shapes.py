@@ -121,8 +121,8 @@ def build_model(
     return model.eval()
 
 
-def build_items(shape: Shape, count: int) -> list[Item]:
-    """Items of the embedded counting task, drawn at the shape's image size."""
+def build_items(shape: Shape, count: int, template: str = "vc_think") -> list[Item]:
+    """Items of the embedded counting task, drawn at the shape's image size and asked with a template of `mr1_bench.prompts`."""
     from mr1_bench.trainers.items import Item
 
     spec = get_spec(TASK)
@@ -131,7 +131,7 @@ def build_items(shape: Shape, count: int) -> list[Item]:
         one = make_item("vc", "train", 1, index)
         png = io.BytesIO()
         one.draw(shape.pixels).save(png, format="PNG")
-        text = prompts.render(spec.prompt, one.question)
+        text = prompts.render(template, one.question)
         fields: dict[str, Any] = {"gold": one.gold, "solution": one.solution, "image_bytes": png.getvalue(), "meta": {}}
         items.append(Item(id=one.id, spec=spec, prompt=text, **fields))
     return items

@@ -14,7 +14,6 @@ import argparse
 import copy
 import importlib.util
 import json
-import platform
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,8 @@ import flops
 import shapes
 import torch
 from shapes import SHAPES, Shape
+from trainer_report import PHASES, machine, missed, report
+from transformers.utils.logging import disable_progress_bar
 
 from mr1_bench.grading import Score
 from mr1_bench.grading import grade as real_grade
@@ -45,11 +46,8 @@ from mr1_bench.trainers.optimizer import Optimizer
 if TYPE_CHECKING:
     from mr1_bench.specs import TaskSpec
 
-TARGET_RATIO, TARGET_SMALLEST, GOAL_RATIO = 2.0, 2.7, 3.0
-TARGET_UTILISATION = 0.40
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0}
 """Dense bf16 operations a second that the maker gives for a GPU, 10^12; what utilisation is usually counted against."""
-PHASES = ("processing", "rollout", "reward", "reference", "policy", "backward", "optimizer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +59,7 @@ class Job:
     device: torch.device
     dtype: torch.dtype
     beta: float
+    template: str
     checkpointing: bool
     trl_checkpointing: bool
     rounds: int
@@ -119,7 +118,7 @@ class Sides:
 def build(job: Job, *, ours: bool = True, theirs: bool = True) -> Iterator[Sides]:
     """Make the sides from the same weights and prompts."""
     processor = shapes.build_processor(job.shape)
-    items = shapes.build_items(job.shape, job.steps * job.shape.prompts)
+    items = shapes.build_items(job.shape, job.steps * job.shape.prompts, job.template)
     model = shapes.build_model(job.shape, processor, job.device, job.dtype)
     with tempfile.TemporaryDirectory() as temporary:
         config = settings(job, Path(temporary))
@@ -170,6 +169,7 @@ def measure(job: Job, *, theirs: bool) -> dict[str, Any]:
         if any(row["length"] != job.shape.new_tokens for row in rows):
             raise SystemExit("our completions do not all have the fixed length: the sides did not do the same work")
         ours_ms = [1000 * row["time_step"] for row in rows]
+        rate = flops.product_rate(8192 if job.device.type == "cuda" else 2048, job.device, job.dtype)
         found = {
             "shape": job.name,
             "parameters": sum(parameter.numel() for parameter in ours.loaded.model.parameters()),
@@ -178,8 +178,8 @@ def measure(job: Job, *, theirs: bool) -> dict[str, Any]:
             "ours_ms": median(ours_ms),
             "ours_rounds_ms": ours_ms,
             "split_ms": {phase: 1000 * median(row.get(f"time_{phase}", 0.0) for row in rows) for phase in PHASES},
-            "floor": floor(job, ours, min(ours_ms)),
-            "update": update(job, ours, rows),
+            "floor": floor(job, ours, min(ours_ms), rate),
+            "update": update(job, ours, rows, rate),
         }
     if theirs:
         ratios = [peer / our for peer, our in zip(peer_ms, ours_ms, strict=True)]
@@ -198,14 +198,12 @@ def patches(shape: Shape) -> int:
     return (shape.pixels // 14) ** 2
 
 
-def floor(job: Job, ours: Ours, step_ms: float) -> dict[str, float]:
+def floor(job: Job, ours: Ours, step_ms: float, large: float) -> dict[str, float]:
     """The least time of a step, by its operations at the rate of large products, and by its own products taken alone."""
     length = prompt_tokens(ours.batch(0))
     counted = flops.step(job.shape, patches(job.shape), length)
     products = [product for one in counted.passes for product in one.products]
-    with torch.no_grad():
-        large = flops.product_rate(8192 if job.device.type == "cuda" else 2048, job.device, job.dtype)
-        seconds = flops.seconds_of_products(products, job.device, job.dtype)
+    seconds = flops.seconds_of_products(products, job.device, job.dtype)
     own = sum(product.flops for product in products) / seconds
     attention = sum(one.attention for one in counted.passes)
     own_ms = 1000 * (seconds + attention / own)
@@ -220,14 +218,12 @@ def floor(job: Job, ours: Ours, step_ms: float) -> dict[str, float]:
     }
 
 
-def update(job: Job, ours: Ours, rows: list[dict[str, Any]]) -> dict[str, float]:
+def update(job: Job, ours: Ours, rows: list[dict[str, Any]], rate: float) -> dict[str, float]:
     """Time and utilisation of the update: image and prompt forward (which the rollout shares), completions forward, backward."""
     encode = seconds_to_encode(job, ours)
     passes = encode + median(row["time_policy"] + row["time_backward"] for row in rows)
     whole = passes + median(row["time_optimizer"] for row in rows)
     operations = flops.update_flops(job.shape, patches(job.shape), prompt_tokens(ours.batch(0)))
-    with torch.no_grad():
-        rate = flops.product_rate(8192 if job.device.type == "cuda" else 2048, job.device, job.dtype)
     found = {
         "encode_ms": 1000 * encode,
         "forward_backward_ms": 1000 * passes,
@@ -267,7 +263,7 @@ def wait(device: torch.device) -> None:
 
 
 def peak_memory(job: Job, side: str) -> float:
-    """MiB that one side's steps need at their peak: on a GPU all it allocates, on a CPU how much the resident set grows from before them."""
+    """MiB that one side's steps need at their peak: on a GPU all it allocates, on a CPU how far the resident set grows over them."""
     with build(replace(job, rounds=2, warm_up=1), ours=side == "ours", theirs=side == "trl") as sides:
         cuda = job.device.type == "cuda"
         if cuda:
@@ -292,7 +288,7 @@ def resident(field: str) -> float:
 def peak_of_each(args: argparse.Namespace, name: str, sides: list[str]) -> dict[str, float]:
     """Peak memory of each side, MiB, each alone in a fresh process."""
     command = [sys.executable, __file__, "--shape", name, "--device", args.device, "--threads", str(args.threads), "--beta", str(args.beta)]
-    command += ["--checkpointing"] * args.checkpointing + ["--trl-checkpointing"] * args.trl_checkpointing
+    command += ["--prompt", args.prompt] + ["--checkpointing"] * args.checkpointing + ["--trl-checkpointing"] * args.trl_checkpointing
     found = {}
     for side in sides:
         run = subprocess.run([*command, "--peak-of", side], capture_output=True, text=True, check=False)
@@ -302,72 +298,7 @@ def peak_of_each(args: argparse.Namespace, name: str, sides: list[str]) -> dict[
     return found
 
 
-# Report
-
-
-def report(found: dict[str, Any]) -> str:
-    """One shape's measurements as lines of text."""
-    split, least, update = found["split_ms"], found["floor"], found["update"]
-    lines = [
-        f"{found['shape']}: {found['parameters'] / 1e6:.2f}M parameters, prompts of {found['prompt_tokens']:.0f} tokens, "
-        f"completions of {found['completion_tokens']}"
-    ]
-    if "ratio" in found:
-        rounds = found["ratio_rounds"]
-        lines += [
-            f"  TRL {found['trl_ms']:.0f} ms{' with checkpointing' if found['trl_checkpointing'] else ''}, ours {found['ours_ms']:.0f} ms: "
-            f"ratio {found['ratio']:.2f} (rounds {min(rounds):.2f} to {max(rounds):.2f}; goal {GOAL_RATIO})",
-            "  rounds: " + " ".join(f"{ratio:.2f}" for ratio in rounds),
-        ]
-    else:
-        lines.append(f"  ours {found['ours_ms']:.0f} ms")
-    lines += [
-        "  split of our step, ms: " + ", ".join(f"{phase} {split[phase]:.1f}" for phase in PHASES),
-        f"  floor: {least['gflop']:.2f} GFLOP; at {least['gflops_large']:.0f} GFLOP/s (large products) {least['floor_large_ms']:.1f} ms, "
-        f"its own products alone {least['floor_own_ms']:.1f} ms ({least['gflops_own']:.0f} GFLOP/s); "
-        f"our step is {least['distance_large']:.2f} and {least['distance_own']:.2f} times these",
-        f"  update (encode, policy, backward): {update['forward_backward_ms']:.1f} ms, "
-        f"{100 * update['utilisation_of_measured_rate']:.0f} % of the large-product rate"
-        + (
-            f"; model FLOPs utilisation {100 * update['utilisation']:.1f} %, with the optimiser "
-            f"{100 * update['utilisation_with_optimizer']:.1f} % (target {100 * TARGET_UTILISATION:.0f} %)"
-            if "utilisation" in update
-            else ""
-        ),
-    ]
-    if "peak_mib" in found:
-        lines.append("  peak memory, MiB: " + ", ".join(f"{side} {size:.0f}" for side, size in found["peak_mib"].items()))
-    return "\n".join(lines)
-
-
-def missed(found: dict[str, Any]) -> list[str]:
-    """Targets that a shape's measurements miss."""
-    faults = []
-    target = TARGET_SMALLEST if found["shape"] == "small" else TARGET_RATIO
-    if found.get("ratio", target) < target:
-        faults.append(f"ratio {found['ratio']:.2f}, target {target}")
-    if found["update"].get("utilisation", 1.0) < TARGET_UTILISATION:
-        faults.append(f"utilisation {100 * found['update']['utilisation']:.1f} %, target {100 * TARGET_UTILISATION:.0f} %")
-    peak = found.get("peak_mib", {})
-    if "trl" in peak and peak["ours"] > peak["trl"]:
-        faults.append(f"peak memory {peak['ours']:.0f} MiB, TRL's {peak['trl']:.0f} MiB")
-    return [f"{found['shape']}: {fault}" for fault in faults]
-
-
-def machine(device: torch.device, threads: int) -> dict[str, Any]:
-    """What the numbers were measured on."""
-    import transformers
-
-    found: dict[str, Any] = {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()}
-    if importlib.util.find_spec("trl"):
-        from importlib.metadata import version
-
-        found["trl"] = version("trl")
-    on_gpu = device.type == "cuda"
-    return found | {
-        "device": torch.cuda.get_device_name(device) if on_gpu else platform.processor() or platform.machine(),
-        "threads": threads,
-    }
+# Command line
 
 
 def parse() -> argparse.Namespace:
@@ -379,6 +310,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--warm-up", type=int, default=2, help="rounds before them (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (%(default)s)")
     parser.add_argument("--beta", type=float, default=0.04, help="KL weight; 0: no reference pass on either side (%(default)s)")
+    parser.add_argument(
+        "--prompt", choices=["vc_think", "vc_direct"], default="vc_think", help="R1-V's prompt, or our short one (%(default)s)"
+    )
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing on our side")
     parser.add_argument("--trl-checkpointing", action="store_true", help="gradient checkpointing on TRL's side")
     parser.add_argument("--without-trl", action="store_true", help="measure our side alone, as happens where trl is not installed")
@@ -392,9 +326,10 @@ def main() -> int:
     """Measure and print; 1 if a target is missed."""
     args = parse()
     torch.set_num_threads(args.threads)
+    disable_progress_bar()
     device = torch.device(args.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    switches = (args.beta, args.checkpointing, args.trl_checkpointing, args.rounds, args.warm_up)
+    switches = (args.beta, args.prompt, args.checkpointing, args.trl_checkpointing, args.rounds, args.warm_up)
     jobs = [Job(name, SHAPES[name], device, dtype, *switches) for name in args.shape]
     if args.peak_of:
         print(peak_memory(jobs[0], args.peak_of))

@@ -42,6 +42,7 @@ def build_trainer(
         config: our settings.
     """
     import datasets
+    from transformers import PrinterCallback
     from trl import GRPOConfig as PeerConfig
     from trl import GRPOTrainer
 
@@ -49,7 +50,9 @@ def build_trainer(
     end = model.generation_config.eos_token_id
     rows = [{"prompt": [{"role": "user", "content": item.prompt}], "image": item.image, "index": index} for index, item in enumerate(items)]
 
-    def reward_function(completions: list[Any], index: list[int], **_: Any) -> list[float]:
+    def reward_function(completions: list[Any], completion_ids: list[list[int]], index: list[int], **_: Any) -> list[float]:
+        if any(len(ids) != config.max_new_tokens for ids in completion_ids):
+            raise SystemExit("TRL's completions do not all have the fixed length: the sides did not do the same work")
         texts = [one[0]["content"].strip() for one in completions]
         return [reward(items[row], text) for row, text in zip(index, texts, strict=True)]
 
@@ -89,6 +92,7 @@ def build_trainer(
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=processor,
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.eos_token_ids = end  # it had added the tokenizer's own, at which it would cut completions off
     return trainer
 

@@ -20,6 +20,7 @@ from typing import Any
 from mr1_bench import data, prompts, records, stats
 from mr1_bench.errors import UserError
 from mr1_bench.grading import grade
+from mr1_bench.model_files import resolve_model
 from mr1_bench.specs import GROUPS, SPECS, TaskSpec, expand, get_spec
 from mr1_bench.tables import percent, print_table
 from mr1_bench.tasks import embedded, harness
@@ -74,40 +75,6 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--include-path {args.include_path} is not a folder")
     if args.out.exists() and not args.out.is_dir():
         raise UserError(f"--out {args.out} is a file; name a folder")
-
-
-def resolve_model(name: str) -> Path:
-    """Return the folder of a checkpoint: itself, or the hub's snapshot of it.
-
-    Raises:
-        UserError: there is no such folder, and the hub has none or cannot be reached; or it is no model folder.
-    """
-    folder = Path(name)
-    if not folder.is_dir():
-        if folder.is_absolute() or name.startswith(".") or name.count("/") != 1:
-            raise UserError(f"--model {name}: no such folder")
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-        try:
-            folder = Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-            raise UserError(f"--model {name}: no such folder, and the hub gave none ({type(error).__name__})") from None
-    if not (folder / "config.json").is_file():
-        raise UserError(f"--model {name}: {folder} has no config.json, so it is no checkpoint; name the folder that save_pretrained wrote")
-    _check_weights(folder)
-    return folder.resolve()
-
-
-def _check_weights(folder: Path) -> None:
-    from safetensors import SafetensorError, safe_open
-
-    for path in folder.glob("*.safetensors"):
-        try:
-            with safe_open(path, "numpy"):
-                continue
-        except SafetensorError as error:
-            raise UserError(f"{path} is damaged or cut off ({error}); copy or save the checkpoint again") from None
 
 
 def _choose_backend(backend: str, checkpoint: Path) -> str:

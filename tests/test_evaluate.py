@@ -13,7 +13,7 @@ import pytest
 
 from mr1_bench import records
 from mr1_bench.cli import main
-from mr1_bench.tasks.evaluate import resolve_model
+from mr1_bench.model_files import resolve_model
 from mr1_bench.tasks.journal import Journal, journaled
 from mr1_bench.trainers import tiny
 

@@ -1,5 +1,6 @@
 """The KL weight: hand-worked values of every schedule, its bounds, and what is refused."""
 
+import itertools
 import math
 
 import pytest
@@ -39,7 +40,7 @@ def test_constant_is_beta_max_at_every_step():
 def test_beta_rises_from_min_to_max(schedule, low, width, steps):
     weight = KLWeight(schedule, low, low + width, steps)
     values = [beta_at(weight, step) for step in range(steps + 2)]
-    assert all(later >= earlier - 1e-12 for earlier, later in zip(values, values[1:], strict=False))
+    assert all(later >= earlier - 1e-12 for earlier, later in itertools.pairwise(values))
     assert values[steps - 1] == pytest.approx(low + width)
     if steps > 1:
         assert values[0] == pytest.approx(low) and explore(weight, 0) == 1

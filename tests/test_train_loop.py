@@ -16,16 +16,26 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mr1_bench.errors import UserError
+from mr1_bench.model_files import embedded_model
 from mr1_bench.records import read_json, training_of
-from mr1_bench.trainers import loop, tiny
+from mr1_bench.trainers import loop
 from mr1_bench.trainers.config import GRPOConfig, SFTConfig
 
-SMALL = {"steps": 4, "prompts_per_step": 3, "max_new_tokens": 40, "lr": 2e-4, "eval_every": 2, "eval_items": 6, "save_every": 2, "device": "cpu"}
+SMALL = {
+    "steps": 4,
+    "prompts_per_step": 3,
+    "max_new_tokens": 40,
+    "lr": 2e-4,
+    "eval_every": 2,
+    "eval_items": 6,
+    "save_every": 2,
+    "device": "cpu",
+}
 
 
 def grpo(out: Path, **changes) -> GRPOConfig:
     settings = SMALL | {"method": "grpo-d", "task": "gr-synth", "num_generations": 4, "kl_schedule": "linear", "show_every": 1}
-    return GRPOConfig(**settings | {"model": str(tiny.path()), "out": out} | changes)
+    return GRPOConfig(**settings | {"model": str(embedded_model()), "out": out} | changes)
 
 
 def rows(out: Path, name: str = "metrics") -> list[dict]:
@@ -57,12 +67,15 @@ def test_a_run_leaves_what_the_documentation_says(finished):
     assert run["status"] == "finished" and run["method"] == "grpo-d" and run["seed"] == 0
     assert run["config"] == json.loads(json.dumps(finished.asdict()))
     assert run["results"]["last"]["step"] == 4
-    keys = "step reward accuracy format kl beta loss entropy grad_norm length clip_share zero_spread_share cut_off_share tokens_per_s time_step"
+    keys = "step reward accuracy format kl beta loss entropy grad_norm length clip_share zero_spread_share cut_off_share"
+    keys += " tokens_per_s time_step"
     assert [row["step"] for row in rows(out)] == [1, 2, 3, 4]
     assert all(set(keys.split()) <= set(row) for row in rows(out))
     assert [row["beta"] for row in rows(out)] == pytest.approx([0, 0.04 / 3, 0.08 / 3, 0.04])
     assert rows(out)[0]["kl"] is None and all(row["kl"] >= 0 for row in rows(out)[1:])
-    assert {(row["step"], row["split"]) for row in rows(out, "evals")} == {(s, split) for s in (0, 2, 4) for split in ("validation", "test")}
+    assert {(row["step"], row["split"]) for row in rows(out, "evals")} == {
+        (s, split) for s in (0, 2, 4) for split in ("validation", "test")
+    }
     assert {row["step"] for row in rows(out, "samples")} == {1, 2, 3, 4}
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-000002", "step-000004"]
 
@@ -75,7 +88,7 @@ def test_the_checkpoint_loads_as_it_is_and_says_what_it_was_trained_on(finished,
     assert AutoProcessor.from_pretrained(folder).tokenizer.eos_token_id in GenerationConfig.from_pretrained(folder).eos_token_id
     model.save_pretrained(tmp_path)
     assert same(weights(folder), weights(tmp_path))
-    assert not same(weights(folder), weights(tiny.path()))
+    assert not same(weights(folder), weights(embedded_model()))
     assert training_of(folder) == {"method": "grpo-d", "task": "mr1_gr_synth", "seed": 0}
 
 
@@ -93,7 +106,7 @@ def test_a_changed_setting_is_refused_by_name(finished):
 
 def test_other_weights_in_the_same_place_are_refused(tmp_path):
     model = tmp_path / "model"
-    shutil.copytree(tiny.path(), model)
+    shutil.copytree(embedded_model(), model)
     config = grpo(tmp_path / "run", model=str(model), steps=1, save_every=1, eval_every=0)
     assert loop.train(config) == 0
     changed = weights(model)
@@ -133,7 +146,7 @@ def test_a_constant_schedule_is_grpo(tmp_path):
 
 def test_sft_learns_its_targets_and_saves(tmp_path):
     settings = SMALL | {"steps": 12, "lr": 1e-3, "train_items": 3, "eval_every": 0, "save_every": 12, "max_new_tokens": 128}
-    config = SFTConfig(**settings, method="sft", task="vc-synth,gr-synth", model=str(tiny.path()), out=tmp_path / "sft")
+    config = SFTConfig(**settings, method="sft", task="vc-synth,gr-synth", model=str(embedded_model()), out=tmp_path / "sft")
     assert loop.train(config) == 0
     losses = [row["loss"] for row in rows(config.out)]
     assert losses[-1] < 0.6 * losses[0]
@@ -142,7 +155,7 @@ def test_sft_learns_its_targets_and_saves(tmp_path):
 
 def test_weights_that_are_not_finite_stop_before_any_update(tmp_path, capsys):
     model = tmp_path / "model"
-    shutil.copytree(tiny.path(), model)
+    shutil.copytree(embedded_model(), model)
     broken = weights(model)
     broken[next(name for name in broken if name.endswith("layers.0.input_layernorm.weight"))][0] = math.nan
     save_file(broken, model / "model.safetensors", metadata={"format": "pt"})
@@ -173,7 +186,7 @@ def test_another_process_on_the_same_run_is_refused(finished):
 
     fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     try:
-        with pytest.raises(UserError, match="another process|in use"):
+        with pytest.raises(UserError, match=r"another process|in use"):
             loop.train(finished)
     finally:
         held.close()

@@ -177,8 +177,10 @@ def _prompt_activations(w: Workload) -> int:
     tokens = w.micro_prompts * w.prompt_tokens
     prefix = 2 * tokens * w.key_width * w.layers * _BYTES[w.dtype]
     patches = 4 * w.micro_prompts * w.image_tokens
-    tower = patches * w.vision_layers * (11 * w.vision_hidden + 4 * w.vision_intermediate) * _BYTES[w.dtype]
-    return prefix + _kept(w, _layer_elements(w, tokens, w.prompt_tokens), tokens) + (tower if w.train_vision else 0)
+    block = patches * (11 * w.vision_hidden + 4 * w.vision_intermediate)
+    blocks = block + w.vision_layers * patches * w.vision_hidden if w.checkpointing else block * w.vision_layers
+    tower = blocks * _BYTES[w.dtype] if w.train_vision else 0
+    return prefix + _kept(w, _layer_elements(w, tokens, w.prompt_tokens), tokens) + tower
 
 
 def _completion_activations(w: Workload) -> int:

@@ -21,6 +21,7 @@ from torch import nn
 
 from mr1_bench import records
 from mr1_bench.errors import UserError
+from mr1_bench.model_files import resolve_model
 from mr1_bench.trainers.prefix import FAMILY
 
 if TYPE_CHECKING:
@@ -107,15 +108,6 @@ def choose_device(name: str) -> torch.device:
 
 def _find(name: str) -> Path:
     """The folder of a checkpoint with safetensors weights."""
-    if name == "tiny":
-        from mr1_bench.trainers import tiny
-
-        if not hasattr(tiny, "path"):
-            raise UserError("--model tiny: this version ships no trained tiny model; build one with `mr1-bench model tiny --out DIR`")
-        folder: Path = tiny.path()
-        return folder
-    from mr1_bench.tasks.evaluate import resolve_model
-
     folder = resolve_model(name)
     if not any(folder.glob("*.safetensors")):
         pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))

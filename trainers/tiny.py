@@ -153,11 +153,6 @@ def build_config(tokenizer: PreTrainedTokenizerBase) -> Qwen2VLConfig:
     )
 
 
-def path() -> Path:
-    """The embedded checkpoint: the tiny model trained to mid skill on both synthetic tasks."""
-    return Path(__file__).with_name("tiny_model")
-
-
 def build(out: Path, seed: int = 0) -> Path:
     """Write an untrained tiny checkpoint, complete or not at all.
 
