@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from mr1_bench.trainers.prefix import Completions, Prefix
+from mr1_bench.trainers.prefix import Completions, Prefix, normalize, rotate, rotations
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -138,14 +138,14 @@ class _Decoder:
     def _forward(self, tokens: Int[Tensor, " N"], span: int) -> Float[Tensor, "N V"]:
         """One step over the first `span` places of the buffers; all state changes in place."""
         hidden = self._text.embed_tokens(tokens)
-        cos, sin = self._text.rotary_emb(hidden, self._position.view(1, -1, 1).expand(3, -1, -1))
+        cos, sin = rotations(self._text, hidden, self._position.view(1, -1, 1).expand(3, -1, -1))
         self._bias.index_fill_(1, self._slot, 0)
         bias = self._bias[:, None, None, :span]
         for weights, keys, values in zip(self._layers, self._keys, self._values, strict=True):
             hidden = weights.forward(hidden, cos, sin, keys, values, self._slot, bias, span)
         self._position.add_(1)
         self._slot.add_(1)
-        return self._head(self._text.norm(hidden))
+        return self._head(normalize(self._text.norm, hidden))
 
 
 class _Weights:
@@ -162,16 +162,14 @@ class _Weights:
     ) -> Float[Tensor, "N D"]:
         layer = self._layer
         kinds = keys.shape[1]
-        heads = self._qkv(layer.input_layernorm(hidden)).unflatten(-1, (-1, self._width))
+        heads = self._qkv(normalize(layer.input_layernorm, hidden)).unflatten(-1, (-1, self._width))
         turned, value = heads.split((heads.shape[1] - kinds, kinds), 1)
-        first, second = turned.chunk(2, -1)
-        turned = turned * cos + torch.cat((-second, first), -1) * sin
-        query, key = turned.split((turned.shape[1] - kinds, kinds), 1)
+        query, key = rotate(turned, cos, sin).split((turned.shape[1] - kinds, kinds), 1)
         keys.index_copy_(2, slot, key.unsqueeze(2))
         values.index_copy_(2, slot, value.unsqueeze(2))
         mixed = F.scaled_dot_product_attention(query.unflatten(1, (kinds, -1)), keys[:, :, :span], values[:, :, :span], attn_mask=bias)
         hidden = hidden + layer.self_attn.o_proj(mixed.flatten(1))
-        gate, up = self._gate_up(layer.post_attention_layernorm(hidden)).chunk(2, -1)
+        gate, up = self._gate_up(normalize(layer.post_attention_layernorm, hidden)).chunk(2, -1)
         return hidden + layer.mlp.down_proj(layer.mlp.act_fn(gate) * up)
 
 

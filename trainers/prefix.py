@@ -111,7 +111,7 @@ def encode_prompt(model: nn.Module, batch: PromptBatch, images: Float[Tensor, "i
     hidden = text.embed_tokens(batch.ids)
     places = (batch.ids == model.config.image_token_id).unsqueeze(-1)
     hidden = hidden.masked_scatter(places, images.to(hidden.dtype))
-    rope = text.rotary_emb(hidden, batch.positions)
+    rope = rotations(text, hidden, batch.positions)
     length = batch.ids.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=hidden.device).tril()
     alone = torch.eye(length, dtype=torch.bool, device=hidden.device)  # padding attends to itself: an empty softmax is NaN
@@ -124,7 +124,7 @@ def encode_prompt(model: nn.Module, batch: PromptBatch, images: Float[Tensor, "i
         hidden, key, value = _layer(layer, hidden, rope, _attend, bias, queries, recompute=recompute)
         keys.append(key)
         values.append(value)
-    last = text.norm(hidden)[:, -1]
+    last = normalize(text.norm, hidden)[:, -1]
     return Prefix(tuple(keys), tuple(values), batch.mask, last, batch.positions.amax((0, 2)) + 1)
 
 
@@ -149,13 +149,13 @@ def completion_logprobs(
     inputs = completions.ids[:, :-1]
     if inputs.shape[1]:
         own = text.embed_tokens(inputs)
-        rope = text.rotary_emb(own, _next_positions(prefix, group, inputs.shape[1]))
+        rope = rotations(text, own, _next_positions(prefix, group, inputs.shape[1]))
         causal = torch.ones(inputs.shape[1], inputs.shape[1], dtype=torch.bool, device=inputs.device).tril()
         seen = prefix.mask.repeat_interleave(group, 0)[:, None, None].expand(-1, -1, inputs.shape[1], -1)
         bias = _bias(torch.cat((seen, causal.expand(len(inputs), 1, -1, -1)), -1), text)
         for layer, keys, values in zip(text.layers, prefix.keys, prefix.values, strict=True):
             own, _, _ = _layer(layer, own, rope, _attend_after, bias, inputs.shape[1], keys, values, recompute=recompute)
-        hidden = torch.cat((hidden, text.norm(own)), 1)
+        hidden = torch.cat((hidden, normalize(text.norm, own)), 1)
     logprobs, entropies = _logprobs(model.lm_head, hidden, completions.ids, temperature)
     return logprobs.masked_fill(~completions.mask, 0), entropies.masked_fill(~completions.mask, 0)
 
@@ -194,23 +194,36 @@ def _run_layer(
 ) -> tuple[Tensor, Tensor, Tensor]:
     attention = layer.self_attn
     cos, sin = rope[0].unsqueeze(1), rope[1].unsqueeze(1)
-    normed = layer.input_layernorm(hidden)
-    key = _rotate(_heads(attention.k_proj(normed), attention.head_dim), cos, sin)
+    normed = normalize(layer.input_layernorm, hidden)
+    key = rotate(_heads(attention.k_proj(normed), attention.head_dim), cos, sin)
     value = _heads(attention.v_proj(normed), attention.head_dim)
     if queries < hidden.shape[1]:
         hidden, normed, cos, sin = hidden[:, -queries:], normed[:, -queries:], cos[:, :, -queries:], sin[:, :, -queries:]
-    query = _rotate(_heads(attention.q_proj(normed), attention.head_dim), cos, sin)
+    query = rotate(_heads(attention.q_proj(normed), attention.head_dim), cos, sin)
     hidden = hidden + attention.o_proj(attend(query, key, value, bias, *context))
-    return hidden + layer.mlp(layer.post_attention_layernorm(hidden)), key, value
+    return hidden + layer.mlp(normalize(layer.post_attention_layernorm, hidden)), key, value
 
 
 def _heads(flat: Tensor, width: int) -> Float[Tensor, "B heads L E"]:
     return flat.unflatten(-1, (-1, width)).transpose(1, 2)
 
 
-def _rotate(x: Float[Tensor, "B heads L E"], cos: Tensor, sin: Tensor) -> Float[Tensor, "B heads L E"]:
+def normalize(norm: nn.Module, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+    """Apply one of the model's RMS norms as one kernel, where transformers' module takes six."""
+    return F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
+
+
+def rotations(text: nn.Module, hidden: Tensor, positions: Int[Tensor, "3 B L"]) -> tuple[Float[Tensor, "B L E"], Float[Tensor, "B L E"]]:
+    """Cosines and sines of the rotary positions, the first half of the sines negated for `rotate`."""
+    cos, sin = text.rotary_emb(hidden, positions)
+    first, second = sin.chunk(2, -1)
+    return cos, torch.cat((-first, second), -1)
+
+
+def rotate(x: Float[Tensor, "... E"], cos: Tensor, sin: Tensor) -> Float[Tensor, "... E"]:
+    """Rotate each pair (x_i, x_(i+E/2)) by its position's angle; cosines and sines from `rotations`."""
     first, second = x.chunk(2, -1)
-    return x * cos + torch.cat((-second, first), -1) * sin
+    return torch.addcmul(x * cos, torch.cat((second, first), -1), sin)
 
 
 def _bias(mask: Bool[Tensor, "B 1 L M"], text: nn.Module) -> Float[Tensor, "B 1 R*L M"]:
