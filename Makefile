@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LOCK := requirements/dev.lock
 DEMO := runs/demo
 
-.PHONY: help demo test check format lock clean perf
+.PHONY: help demo test check format lock clean perf tiny-model
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -20,8 +20,7 @@ $(VENV)/installed: $(LOCK) pyproject.toml
 	@touch $@
 
 demo: $(VENV)/installed  ## evaluate the embedded tiny model on the embedded tasks
-	@test -d $(DEMO)/tiny || $(BIN)/mr1-bench model tiny --out $(DEMO)/tiny
-	@OMP_NUM_THREADS=1 $(BIN)/mr1-bench eval --model $(DEMO)/tiny --tasks mr1_synth --batch-size 100 --out $(DEMO)
+	@OMP_NUM_THREADS=1 $(BIN)/mr1-bench eval --model tiny --tasks mr1_synth --batch-size 100 --out $(DEMO)
 
 test: check  ## run the checks, then all tests
 	@$(BIN)/python -m pip check
@@ -36,8 +35,14 @@ format: $(VENV)/installed  ## format the code
 	$(BIN)/ruff check --fix -q .
 	$(BIN)/ruff format .
 
-perf: $(VENV)/installed  ## measure the graders side by side (needs MR1_REAL_DATA)
+perf: $(VENV)/installed  ## measure beside the peers: the trainer and TRL, the grader and math-verify (needs MR1_REAL_DATA)
+	OMP_NUM_THREADS=1 $(BIN)/python perf/trainer.py
 	$(BIN)/python perf/scoring.py
+
+tiny-model: $(VENV)/installed  ## make the embedded model again from nothing (about 8 minutes of CPU time)
+	OMP_NUM_THREADS=1 $(BIN)/mr1-bench model tiny --rebuild runs/tiny-model
+	cp runs/tiny-model/run/last/*.json runs/tiny-model/run/last/*.jinja runs/tiny-model/run/last/*.safetensors trainers/tiny_model/
+	rm trainers/tiny_model/run.json
 
 lock: $(VENV)/installed  ## resolve the lock anew from pyproject.toml
 	$(BIN)/uv pip compile -q --universal --upgrade --python-version 3.11 --extra dev --no-header --no-annotate pyproject.toml -o $(LOCK)

@@ -24,7 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "audit": ("mr1_bench.commands.audit", "check a task's golds against the grader, and data sets for near-duplicates"),
     "matrix": ("mr1_bench.reports.matrix", "assemble evaluations into the train-by-test matrix"),
     "train": ("mr1_bench.trainers.train", "post-train a model with SFT, GRPO or GRPO-D"),
-    "model": ("mr1_bench.trainers.tiny", "build the embedded tiny Qwen2-VL checkpoint"),
+    "model": ("mr1_bench.trainers.tiny", "print the path of the embedded tiny Qwen2-VL, or make it again"),
 }
 """Command name -> module, one-line help."""
 

@@ -172,11 +172,11 @@ def test_level_1_test_items_are_distinct_pairs_of_question_and_picture():
     assert len(pairs) == TEST_SIZE
 
 
-def test_level_1_is_multiples_of_five_stated_in_the_question():
+def test_level_1_is_even_degrees_stated_in_the_question():
     for item in items("test", 1):
         stated = [int(number) for number in re.findall(r"= (\d+)°", item.question)]
         assert set(item.meta["givens"]) <= set(stated)
-        assert all(number % 5 == 0 for number in [*stated, int(item.gold[:-1])])
+        assert all(number % 2 == 0 for number in [*stated, int(item.gold[:-1])])
         assert len(item.question) < 170
         assert "\n" not in item.solution
         assert len(item.solution) < 60
@@ -248,7 +248,7 @@ def test_the_grader_takes_every_gold_and_no_other_value(level):
 def test_text_is_the_same_everywhere():
     texts = [[item.question, item.gold, item.solution] for level in LEVELS for item in items("test", level)[:100]]
     # Published evaluation sets are these texts: a new digest makes old scores incomparable, so change it only knowingly.
-    assert hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16] == "4c278fe12478af7b"
+    assert hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16] == "adaafd05cada554f"
 
 
 @given(st.integers(1, 5000))

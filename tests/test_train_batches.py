@@ -63,6 +63,13 @@ def test_synthetic_items_are_prompted_as_in_evaluation_and_drawn_once() -> None:
         train[4000]
 
 
+def test_a_task_named_twice_has_two_turns_and_no_item_twice() -> None:
+    mixed = open_items(make_config(task="vc-synth,vc-synth,gr-synth", train_items=12), "train")
+    assert [item.spec.family for item in mixed] == ["vc", "vc", "gr"] * 4
+    assert len({item.id for item in mixed}) == 12
+    assert sorted({item.spec.family for item in open_items(make_config(task="vc-synth,vc-synth", eval_items=4), "test")}) == ["vc"]
+
+
 def test_tasks_are_mixed_evenly_and_splits_are_disjoint() -> None:
     config = make_config(task="vc-synth,gr-synth", train_items=10, eval_items=5, level=2)
     train = open_items(config, "train")
@@ -305,7 +312,10 @@ def test_parts_are_padded_by_themselves(tiny: tuple) -> None:
     items = [*open_items(make_config(task="vc-synth,gr-synth", train_items=5), "train")]
     batch = Processing(*tiny, make_config(micro_prompts=2))(items)
     assert [len(part.items) for part in batch.parts] == [2, 2, 1]
-    assert tuple(item for part in batch.parts for item in part.items) == batch.items == tuple(items)
+    assert tuple(item for part in batch.parts for item in part.items) == batch.items
+    assert sorted(item.id for item in batch.items) == sorted(item.id for item in items)
+    lengths = [int(count) for part in batch.parts if part.prompts for count in part.prompts.mask.sum(1)]
+    assert lengths == sorted(lengths), "parts hold prompts of like lengths"
     for part in batch.parts:
         assert part.prompts is not None and bool(part.prompts.mask.any(0).all())
 

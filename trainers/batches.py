@@ -168,6 +168,8 @@ class Processing:
         """
         chosen = tuple(items)
         limit = self._config.micro_prompts or len(chosen)
+        if self._family and limit < len(chosen):  # parts of like lengths have little padding
+            chosen = tuple(sorted(chosen, key=lambda item: len(self._processed(item).ids)))
         return Batch(chosen, tuple(self._part(chosen[start : start + limit]) for start in range(0, len(chosen), limit)))
 
     def text(self, item: Item) -> str:

@@ -82,13 +82,9 @@ def trainable(names: str) -> list[TaskSpec]:
     """Return the tasks of a comma-separated list.
 
     Raises:
-        UserError: a name is no task, is given twice, or is a task that cannot be trained on.
+        UserError: a name is no task, or is a task that cannot be trained on.
     """
-    parts = [part.strip() for part in names.split(",")]
-    specs = [_find(part) for part in parts]
-    if len(set(specs)) < len(specs):
-        raise UserError(f"--task {names}: a task is named twice; name each once, they are mixed evenly")
-    return specs
+    return [_find(part.strip()) for part in names.split(",")]
 
 
 def _find(name: str) -> TaskSpec:

@@ -27,7 +27,7 @@ class TrainConfig:
     """What all trainers share."""
 
     method: Method = field(metadata={"help": "sft, grpo or grpo-d", "flag": False})
-    task: str = field(metadata={"help": "task to train on: vc, gr, vc-synth or gr-synth; several joined by commas are mixed evenly"})
+    task: str = field(metadata={"help": "task to train on: vc, gr, vc-synth or gr-synth; several joined by commas take turns"})
     model: str = field(metadata={"help": "starting checkpoint: a folder or a model id; `tiny` is the embedded model"})
     out: Path = field(metadata={"help": "run folder; run the same command again to resume"})
 

@@ -42,11 +42,13 @@ class HeldOut:
 @torch.no_grad()
 def evaluate(loaded: Loaded, engine: Engine, processing: Processing, items: Sequence[Item], max_new_tokens: int) -> HeldOut:
     """Answer items greedily and grade the answers."""
+    asked: list[Item] = []
     texts: list[str] = []
     for start in range(0, len(items), ROWS):
         for part in processing(items[start : start + ROWS]).parts:
             state = engine.encode(part)
             drawn = engine.sample(state, 1, max_new_tokens=max_new_tokens, temperature=0.0, generator=None)
+            asked += part.items
             texts += read_texts(loaded.processor, drawn)
-    scores = tuple(grade(item.spec, item.gold, text) for item, text in zip(items, texts, strict=True))
-    return HeldOut(tuple(items), tuple(texts), scores)
+    scores = tuple(grade(item.spec, item.gold, text) for item, text in zip(asked, texts, strict=True))
+    return HeldOut(tuple(asked), tuple(texts), scores)

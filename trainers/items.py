@@ -134,11 +134,14 @@ def open_items(config: TrainConfig, split: Split) -> Sequence[Item]:
     if config.data is not None and len(specs) > 1:
         raise UserError(f"--data {config.data} is graded by one task, and --task names {len(specs)}: {config.task}; name one")
     if split == "train":
-        whole = _in_turn([_train_items(spec, config) for spec in specs], repeat=True)
+        # A task that is named m times takes m places in the turn, each with every m-th of its items.
+        turns = [_train_items(spec, config)[specs[:place].count(spec) :: specs.count(spec)] for place, spec in enumerate(specs)]
+        whole = _in_turn(turns, repeat=True)
         return whole[: config.train_items] if config.train_items else whole
     count = config.eval_items if config.eval_every else 0
     if not count:
         return ()
+    specs = tuple(dict.fromkeys(specs))
     shares = [max(1, count // len(specs) + (index < count % len(specs))) for index in range(len(specs))]
     return _in_turn([_held_out(spec, config, split, share) for spec, share in zip(specs, shares, strict=True)], repeat=False)
 

@@ -195,7 +195,7 @@ class _Run:
             self._optimizer.tensors(),
             {"step": self._done, "adapted": self._trainer.adapted if isinstance(self._trainer, GRPO) else None},
             {
-                "task": ",".join(spec.name for spec in task_specs(self._config)),
+                "task": ",".join(dict.fromkeys(spec.name for spec in task_specs(self._config))),
                 "val_accuracy": evaluated["accuracy"] if evaluated else None,
             },
             export_bytes=sum(parameter.nbytes for parameter in self._loaded.model.parameters()),

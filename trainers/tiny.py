@@ -1,7 +1,7 @@
-"""The embedded tiny model: a Qwen2-VL of under a million parameters, built offline, for trying everything on a CPU.
+"""The embedded tiny model: a Qwen2-VL of a million parameters, made offline, for trying everything on a CPU.
 
-It has the real architecture, processor and chat format, only small: the same code that runs it runs Qwen2-VL-2B. It must not know how it is
-trained or scored. `build` writes an untrained checkpoint; deterministic in its seed.
+It has the real architecture, processor and chat format, only small: the same code that runs it runs Qwen2-VL-2B. `build` writes an
+untrained checkpoint, deterministic in its seed; `rebuild` trains it to the mid skill at which it is shipped (`tiny_model/`).
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from mr1_bench import prompts
 from mr1_bench.errors import UserError
+from mr1_bench.model_files import EMBEDDED, embedded_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Qwen2VLConfig, Qwen2VLProcessor
 
-HELP = "Build the embedded tiny Qwen2-VL checkpoint (under 1M parameters, untrained)."
+HELP = "Print the path of the embedded model, a Qwen2-VL of one million parameters at mid skill on the synthetic tasks; or make it again."
 
-VOCABULARY_SIZE = 480
+VOCABULARY_SIZE = 512
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -32,6 +33,9 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+"""Ordinary tokens of one piece: they survive decoding without special tokens, and every answer has them."""
+INITIAL_SPREAD = 0.06  # standard deviation of the random weights: at this width 0.02, the usual one, learns far more slowly
 PATCH, MERGE = 14, 2  # pixels a patch, patches a token (each way): one token for 28 x 28 pixels, as in the real model
 
 # ChatML as Qwen2-VL writes it: a default system turn, and each image as one placeholder between vision marks.
@@ -72,25 +76,26 @@ def _corpus() -> Iterator[str]:
             for index in range(150):
                 item = make_item(family, "train", level, index)
                 question = prompts.render(f"{family}_think", item.question)
-                yield question + prompts.worked_answer(item.solution, item.gold)
+                yield f"system\nYou are a helpful assistant.\nuser\n{question}\nassistant\n{item.solution} {item.gold}"
 
 
 def build_tokenizer(size: int = VOCABULARY_SIZE) -> PreTrainedTokenizerBase:
     """Return a byte-level BPE tokenizer of `size` tokens, each digit a token of its own, with Qwen's special tokens."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(r"\d"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [pre_tokenizers.Split(Regex(r" ?\d"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=size - len(SPECIAL_TOKENS),
+        vocab_size=size - len(SPECIAL_TOKENS) - len(TAGS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(_corpus(), trainer)
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
@@ -126,6 +131,7 @@ def build_config(tokenizer: PreTrainedTokenizerBase) -> Qwen2VLConfig:
             "hidden_size": 128,
             "intermediate_size": 320,
             "num_hidden_layers": 4,
+            "initializer_range": INITIAL_SPREAD,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "max_position_embeddings": 4096,
@@ -137,6 +143,7 @@ def build_config(tokenizer: PreTrainedTokenizerBase) -> Qwen2VLConfig:
         },
         vision_config={
             "depth": 2,
+            "initializer_range": INITIAL_SPREAD,
             "embed_dim": 64,
             "hidden_size": 128,
             "num_heads": 4,
@@ -193,14 +200,42 @@ def build(out: Path, seed: int = 0) -> Path:
     return out
 
 
+def rebuild(out: Path) -> Path:
+    """Make the embedded model from nothing: an untrained checkpoint in `out/start`, trained by the recipe `tiny-model` in `out/run`.
+
+    Stopped at any moment, the same call goes on.
+
+    Returns:
+        The trained checkpoint.
+
+    Raises:
+        UserError: `out` holds something else, or cannot be written.
+    """
+    from mr1_bench.trainers import flags, loop
+
+    start = out / "start"
+    if not start.is_dir():
+        build(start)
+    settings = flags.read_file(flags.find_file("tiny-model"), "sft")
+    loop.train(flags.resolve("sft", settings, {"model": str(start), "out": out / "run"}))
+    return out / "run" / "last"
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("name", choices=["tiny"], help="which model")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write the checkpoint to; must not exist")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random weights (default: %(default)s)")
+    parser.add_argument("name", choices=[EMBEDDED], help="which model")
+    making = parser.add_mutually_exclusive_group()
+    making.add_argument("--rebuild", metavar="DIR", type=Path, help="make it again from nothing (minutes of CPU time) in this folder")
+    making.add_argument("--untrained", metavar="DIR", type=Path, help="write an untrained one to this folder, which must not exist")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the untrained one's weights (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build the checkpoint and print its path."""
-    print(build(args.out, args.seed))
+    """Print the path of the embedded model, or make one and print its path."""
+    if args.rebuild:
+        print(rebuild(args.rebuild))
+    elif args.untrained:
+        print(build(args.untrained, args.seed))
+    else:
+        print(embedded_model())
     return 0

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _OBJECT_TRIES, _SCENE_TRIES, _DRAFT_TRIES = 40, 30, 200
+_ROWS = 4  # bands of the picture that are read one after another
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,13 +245,18 @@ def _scene(rng: Rng, split: Split, level: int, family: str, wanted: int) -> tupl
     raise RuntimeError(f"no scene found for {family} = {wanted} at level {level}: the level's plan is too crowded")
 
 
+def _reading_order(thing: SceneObject) -> tuple[int, float, float]:
+    """Row by row from the top, and from left to right in a row: the order in which the text names the objects."""
+    view = project(thing)
+    return int(_ROWS * view.y), view.x, thing.v
+
+
 def make_counting_item(split: Split, level: int, index: int, seed: int = 0) -> SynthItem:
     """Make one counting item; see `mr1_bench.synth.make_item`, which checks the arguments."""
     family, wanted = balanced_choice(LEVEL_PLANS[level].cells, "vc", split, level, seed, index)
     rng = item_rng("vc", split, level, seed, index)
     query, objects = _scene(rng, split, level, family, wanted)
-    # The text names objects from left to right, as one would point at them.
-    objects = sorted(objects, key=lambda thing: (project(thing).x, thing.v))
+    objects = sorted(objects, key=_reading_order)
     looks = [thing.look for thing in objects]
     count = answer(query, looks)
     if count != wanted:

@@ -17,8 +17,9 @@ _BASE = 10.0
 _ORIGIN = (0.0, 0.0)
 
 
-def _step(level: int) -> int:
-    return 5 if level == 1 else 1
+def _degrees(level: int, low: int, high: int) -> range:
+    """The whole degrees of a level within bounds: even ones at level 1."""
+    return range(low + low % 2, high + 1, 2) if level == 1 else range(low, high + 1)
 
 
 def _angle(points: str) -> Measure:
@@ -27,7 +28,7 @@ def _angle(points: str) -> Measure:
 
 def _two_angles(level: int, low: int, high: int, rest: int) -> list[Givens]:
     """Pairs of triangle angles within bounds that leave at least `rest` degrees for the third."""
-    values = range(low, high + 1, _step(level))
+    values = _degrees(level, low, high)
     return [(a, b) for a, b in product(values, values) if 180 - a - b >= rest]
 
 
@@ -59,7 +60,7 @@ def _build_sum(g: Givens, _rng: Rng, _unit: str) -> Problem:
         givens=(angle_given("BAC", a, "A"), angle_given("ABC", b, "B")),
         target="angle C",
         measure=_angle("ACB"),
-        steps=(f"180 - {a} - {b} = {c}, so angle C = {c}°.",),
+        steps=(f"{a} + {b} = {a + b}, 180 - {a + b} = {c}°.",),
         gold=f"{c}°",
         figure=Figure(points, segments=("AB", "BC", "CA")),
     )
@@ -84,7 +85,7 @@ def _build_exterior(g: Givens, _rng: Rng, _unit: str) -> Problem:
         givens=(angle_given("BAC", a, "A"), angle_given("ABC", b, "B")),
         target="angle ACD",
         measure=_angle("ACD"),
-        steps=(f"{a} + {b} = {a + b}, so angle ACD = {a + b}°.",),
+        steps=(f"{a} + {b} = {a + b}°.",),
         gold=f"{a + b}°",
         figure=_exterior_figure(a, b),
     )
@@ -102,7 +103,7 @@ def _build_remote(g: Givens, _rng: Rng, _unit: str) -> Problem:
         givens=(angle_given("ACD", exterior), angle_given("BAC", a, "A")),
         target="angle B",
         measure=_angle("ABC"),
-        steps=(f"{exterior} - {a} = {b}, so angle B = {b}°.",),
+        steps=(f"{exterior} - {a} = {b}°.",),
         gold=f"{b}°",
         figure=_exterior_figure(a, b),
     )
@@ -112,8 +113,7 @@ def _build_remote(g: Givens, _rng: Rng, _unit: str) -> Problem:
 
 
 def _foot_isosceles_space(level: int) -> Sequence[Givens]:
-    step = _step(level)
-    return [(y, c) for c in range(40, 71, step) for y in range(c + 15, 166 - c, step)]
+    return [(y, c) for c in _degrees(level, 40, 70) for y in _degrees(level, c + 15, 165 - c)]
 
 
 def _build_foot_isosceles(g: Givens, _rng: Rng, _unit: str) -> Problem:
@@ -127,7 +127,7 @@ def _build_foot_isosceles(g: Givens, _rng: Rng, _unit: str) -> Problem:
         givens=(angle_given("ADB", y), angle_given("ACB", c, "C")),
         target="angle BAD",
         measure=_angle("BAD"),
-        steps=(f"Angle B = {c}°. 180 - {y} - {c} = {gold[:-1]}, so angle BAD = {gold}.",),
+        steps=(f"Angle B = {c}°. {y} + {c} = {y + c}, 180 - {y + c} = {gold}.",),
         gold=gold,
         figure=Figure(points, segments=("AB", "BC", "CA", "AD"), ticks=(("AB", 1), ("AC", 1))),
         facts=(Measure("ratio", ("AB", "AC"), 1.0),),
@@ -189,7 +189,7 @@ def _build_apex(g: Givens, _rng: Rng, _unit: str) -> Problem:
 
 
 def _zigzag_space(level: int) -> Sequence[Givens]:
-    values = range(20, 71, _step(level))
+    values = _degrees(level, 20, 70)
     return list(product(values, values))
 
 
@@ -207,7 +207,7 @@ def _build_zigzag(g: Givens, rng: Rng, _unit: str) -> Problem:
         givens=(angle_given("BAE", a), angle_given("DCE", c)),
         target="angle AEC",
         measure=_angle("AEC"),
-        steps=(f"{a} + {c} = {a + c}, so angle AEC = {a + c}°.",),
+        steps=(f"{a} + {c} = {a + c}°.",),
         gold=f"{a + c}°",
         figure=Figure(points, segments=("AB", "CD", "AE", "EC"), arrows=("AB", "CD")),
         facts=(Measure("parallel", ("AB", "CD"), 0.0),),
@@ -262,8 +262,7 @@ def _build_cointerior(g: Givens, rng: Rng, _unit: str) -> Problem:
 
 
 def _rays_space(level: int) -> Sequence[Givens]:
-    step = _step(level)
-    return [(a, b) for a in range(20, 61, step) for b in range(20, 71, step) if 2 * a + b <= 170]
+    return [(a, b) for a in _degrees(level, 20, 60) for b in _degrees(level, 20, 70) if 2 * a + b <= 170]
 
 
 def _build_rays(g: Givens, _rng: Rng, _unit: str) -> Problem:
@@ -275,7 +274,7 @@ def _build_rays(g: Givens, _rng: Rng, _unit: str) -> Problem:
         givens=(angle_given("AOC", a), angle_given("BOD", b)),
         target="angle COD",
         measure=_angle("COD"),
-        steps=(f"{a} + {b} = {a + b}, so angle COD = {a + b}°.",),
+        steps=(f"{a} + {b} = {a + b}°.",),
         gold=f"{a + b}°",
         figure=Figure(points, segments=("OA", "OB", "OC", "OD")),
         facts=(Measure("angle", ("COB",), float(a)),),
@@ -342,8 +341,7 @@ _RIGHT_ANGLE = (Measure("angle", ("ACB",), 90.0),)
 
 
 def _right_space(level: int) -> Sequence[Givens]:
-    step = _step(level)
-    return [(b, x) for b in range(25, 66, step) for x in range(25, 66, step)]
+    return list(product(_degrees(level, 25, 65), repeat=2))
 
 
 def _right_answer(g: Givens) -> str:
@@ -361,7 +359,7 @@ def _build_right(g: Givens, _rng: Rng, _unit: str) -> Problem:
         givens=(angle_given("ABC", b, "B"), angle_given("ACD", x)),
         target="angle BDC",
         measure=_angle("BDC"),
-        steps=(f"90 - {b} + {x} = {gold[:-1]}, so angle BDC = {gold}.",),
+        steps=(f"90 - {b} = {90 - b}, {90 - b} + {x} = {gold}.",),
         gold=gold,
         # No right-angle square: CD runs through it and the text says it.
         figure=Figure(points, segments=("AB", "BC", "CA", "CD")),

@@ -6,7 +6,7 @@ and model can learn them. This file must not know where objects stand or how sce
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -94,16 +94,14 @@ def question_text(query: Query, looks: Sequence[Look], level: int, rng: Rng) -> 
     return f"How many other {thing}s {relation} the {phrase(query.groups[0], plural=False)}?"
 
 
-def _listing(looks: Sequence[Look], shown: set[str], tallied: Sequence[bool]) -> str:
-    """List objects, with a running number after each that counts: `a red cube (1), a blue sphere and a red cylinder (2)`."""
+def _listing(looks: Sequence[Look], shown: Collection[str], tallied: Sequence[bool]) -> str:
+    """List objects by some of their attributes, with a running number after each that counts: `red 1, blue, red 2`."""
     parts, count = [], 0
     for look, counts in zip(looks, tallied, strict=True):
         count += counts
-        name = phrase({key: look[key] for key in VALUES if key in shown}, plural=False)
-        parts.append(f"a {name} ({count})" if counts else f"a {name}")
-    if not parts:
-        return "none"
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+        name = " ".join(look[key] for key in VALUES if key in shown)
+        parts.append(f"{name} {count}" if counts else name)
+    return ", ".join(parts) or "none"
 
 
 def solution_text(query: Query, looks: Sequence[Look]) -> str:
@@ -111,9 +109,9 @@ def solution_text(query: Query, looks: Sequence[Look]) -> str:
 
     Args:
         query: the question.
-        looks: the scene's objects from left to right, the order in which the text names them.
+        looks: the scene's objects in the order in which the text names them, each by the attributes that are asked for.
     """
-    shown = {"color", "shape", *(name for group in query.groups for name in group)}
+    shown = {name for group in query.groups for name in group} or {"color"}
     result = answer(query, looks)
     end = f"The answer is {result}."
     if query.kind == "more":
@@ -129,7 +127,7 @@ def solution_text(query: Query, looks: Sequence[Look]) -> str:
         others = [look for look in looks if look is not reference and matches(look, value)]
         fact = f"is a {phrase(value, plural=False)}" if query.attribute == "shape" else f"is {reference[query.attribute]}"
         subject = phrase({**query.groups[0]}, plural=False)
-        listing = _listing(others, shown | {query.attribute}, [True] * len(others))
+        listing = _listing(others, {"color", "shape"}, [True] * len(others))
         return f"The {subject} {fact}. Other {phrase(value, plural=True)}: {listing}. {end}"
     tallied = [query.kind == "all" or any(matches(look, group) for group in query.groups) for look in looks]
     none = "" if result else "None of them fit. "
