@@ -144,6 +144,22 @@ def test_a_constant_schedule_is_grpo(tmp_path):
     assert same(weights(as_d.out / "last"), weights(as_grpo.out / "last"))
 
 
+def test_lora_trains_adapters_against_the_same_weights_without_them(tmp_path):
+    pytest.importorskip("peft")
+    from transformers import AutoModelForImageTextToText
+
+    config = grpo(tmp_path / "run", lora_rank=4, lr=5e-3, steps=3, eval_every=0, kl_schedule="constant", method="grpo")
+    assert loop.train(config) == 0
+    assert rows(config.out)[0]["kl"] == pytest.approx(0, abs=1e-9), "at the start the policy is the reference"
+    assert rows(config.out)[-1]["kl"] > 0
+    merged = weights(config.out / "last")
+    assert merged.keys() == weights(embedded_model()).keys()
+    changed = [name for name in merged if not torch.equal(merged[name], weights(embedded_model())[name])]
+    assert changed and all(".layers." in name or "visual" in name for name in changed)
+    assert (config.out / "last" / "adapter" / "adapter_model.safetensors").is_file()
+    AutoModelForImageTextToText.from_pretrained(config.out / "last")
+
+
 def test_sft_learns_its_targets_and_saves(tmp_path):
     settings = SMALL | {"steps": 12, "lr": 1e-3, "train_items": 3, "eval_every": 0, "save_every": 12, "max_new_tokens": 128}
     config = SFTConfig(**settings, method="sft", task="vc-synth,gr-synth", model=str(embedded_model()), out=tmp_path / "sft")
