@@ -75,10 +75,12 @@ def decode(data: bytes) -> Image:
     Raises:
         ImageError: as `normalise`.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageFile, UnidentifiedImageError
 
     if not data:
         raise ImageError("the file is empty")
+    lenient = ImageFile.LOAD_TRUNCATED_IMAGES  # lmms-eval switches it on for the whole process
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         with warnings.catch_warnings():
             # Pillow warns where we refuse; the refusal below is the message.
@@ -95,6 +97,8 @@ def decode(data: bytes) -> Image:
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, struct.error, zlib.error) as error:
         # The set of exceptions that Pillow's decoders raise on damaged data.
         raise ImageError(f"broken or truncated picture ({error})") from error
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
     return picture
 
 

@@ -178,3 +178,13 @@ def test_real_geometry_images(real_data: Path) -> None:
     assert sum("upscaled" in result.changes for result in results) == 14
     assert sum("composited" in result.changes for result in results) == 22
     assert min(np.asarray(decode(result.png).convert("L")).mean() for result in results) > 100
+
+
+def test_a_library_that_makes_pillow_lenient_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """lmms-eval does so for the whole process when it is imported."""
+    from PIL import ImageFile
+
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(ImageError, match="broken or truncated"):
+        normalise(GOOD[: len(GOOD) // 2])
+    assert ImageFile.LOAD_TRUNCATED_IMAGES, "another library's choice is left as it was"

@@ -9,6 +9,7 @@ from PIL import Image
 from mr1_bench.trainers import prefix
 from mr1_bench.trainers.decode import sample
 from mr1_bench.trainers.prefix import Completions, PromptBatch, completion_logprobs, encode_images, encode_prompt
+from mr1_bench.trainers.tiny import VOCABULARY_SIZE
 
 GROUP, LENGTH = 3, 9
 QUESTIONS = ["How many?", "What is the size of the angle ABC in this figure, in degrees?", "1 2 3", "x"]
@@ -61,7 +62,7 @@ def model(request, config):
         built = request.param(config).eval()
         with torch.no_grad():
             for parameter in built.parameters():
-                parameter.mul_(3) if parameter.ndim > 1 else parameter.add_(torch.randn_like(parameter) * 0.05)
+                parameter.normal_(std=0.06) if parameter.ndim > 1 else parameter.add_(torch.randn_like(parameter) * 0.05)
     return built
 
 
@@ -92,7 +93,7 @@ def inputs(processor):
 def completions():
     generator = torch.Generator().manual_seed(5)
     lengths = torch.tensor([9, 1, 4, 9, 2, 3, 9, 9, 5, 6, 7, 8])
-    ids = torch.randint(8, 480, (len(SIZES) * GROUP, LENGTH), generator=generator)
+    ids = torch.randint(8, 400, (len(SIZES) * GROUP, LENGTH), generator=generator)
     return Completions(ids, torch.arange(LENGTH) < lengths[:, None])
 
 
@@ -180,7 +181,7 @@ def test_gradients_through_lora_adapters(model, inputs, completions):
 def test_pieces_of_a_large_vocabulary_change_nothing(model, inputs, completions, monkeypatch):
     one, _ = inputs
     whole = gradients(model, shared(model, one, completions)[0], completions)
-    monkeypatch.setattr(prefix, "_CHUNK", 480 * 7)
+    monkeypatch.setattr(prefix, "_CHUNK", VOCABULARY_SIZE * 7)
     pieces = gradients(model, shared(model, one, completions)[0], completions)
     assert distance(pieces, whole) < 1e-6
 
@@ -246,11 +247,11 @@ def test_sampling_follows_the_distribution(model, inputs):
     one, _ = inputs
     group = 4000
     ours = drawn(model, one, group, max_new_tokens=1, temperature=1.3, generator=torch.Generator().manual_seed(0))
-    token = Completions(torch.arange(480).repeat(4)[:, None], torch.ones(4 * 480, 1, dtype=torch.bool))
+    token = Completions(torch.arange(VOCABULARY_SIZE).repeat(4)[:, None], torch.ones(4 * VOCABULARY_SIZE, 1, dtype=torch.bool))
     with torch.no_grad():
         logprobs, _ = shared(model, one, token, 1.3)
-    expected = logprobs.view(4, 480).exp()
-    observed = torch.stack([row.bincount(minlength=480) / group for row in ours.ids.view(4, group)])
+    expected = logprobs.view(4, VOCABULARY_SIZE).exp()
+    observed = torch.stack([row.bincount(minlength=VOCABULARY_SIZE) / group for row in ours.ids.view(4, group)])
     assert expected.sum(1).tolist() == pytest.approx([1.0] * 4, abs=1e-4)
     error = (observed - expected).abs() / (expected * (1 - expected) / group + 1e-9).sqrt()
     assert error.max() < 5.5

@@ -51,13 +51,13 @@ def descend(model, gradients, lr):
         param -= lr * gradients[name]
 
 
-def assert_same_gradients(ours, theirs):
+def assert_same_gradients(ours, theirs, tolerance=TOLERANCE):
     """Relative to the whole gradient, and to that of each parameter loosely (some are almost nothing)."""
     assert ours.keys() == theirs.keys()
     whole = sum(one.square().sum() for one in theirs.values()).sqrt()
     assert whole > 0.01  # or there is nothing to compare
     difference = sum((ours[name] - theirs[name]).square().sum() for name in theirs).sqrt()
-    assert difference < TOLERANCE * whole
+    assert difference < tolerance * whole
     for name, one in theirs.items():
         assert (ours[name] - one).norm() < 1e-3 * one.norm() + 1e-6 * whole, name
 
@@ -244,8 +244,9 @@ def test_two_inner_updates(loaded, config, batch, drawn, advantages, logprobs, g
 
     assert abs(losses[0] - losses[1]) > 100 * TOLERANCE  # the first update moved the policy
     assert abs(means["loss"] - sum(losses) / 2) < TOLERANCE
-    for ours, theirs in zip(recorder.gradients, gradients, strict=True):
-        assert_same_gradients(ours, theirs)
+    # The second gradient is taken at weights that the first has moved, rounding and all.
+    for ours, theirs, tolerance in zip(recorder.gradients, gradients, (TOLERANCE, 10 * TOLERANCE), strict=True):
+        assert_same_gradients(ours, theirs, tolerance)
 
 
 @pytest.mark.parametrize("target", ["solution", "answer"])
