@@ -37,9 +37,10 @@ from transformers.utils.logging import disable_progress_bar
 from mr1_bench.grading import Score
 from mr1_bench.grading import grade as real_grade
 from mr1_bench.trainers import grpo
-from mr1_bench.trainers.batches import Batch, Item, Processing
+from mr1_bench.trainers.batches import Batch, Processing
 from mr1_bench.trainers.config import GRPOConfig
 from mr1_bench.trainers.engine import make_engine
+from mr1_bench.trainers.items import Item
 from mr1_bench.trainers.models import Loaded, make_reference
 from mr1_bench.trainers.optimizer import Optimizer
 

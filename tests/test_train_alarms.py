@@ -48,7 +48,7 @@ def test_a_number_that_is_none(key: str, value: float) -> None:
     rows = rows_of(5, **{key: [0.1, 0.1, value, value, 0.1]})
     assert at(rows) == [("non_finite", 3)]
     [alarm] = check(rows[:3], CONFIG)
-    assert alarm.message.startswith(f"step 3: {key} is {value}. The weights are those before this step.") and "--lr 3e-06" in alarm.message
+    assert alarm.message.startswith(f"step 3: {key} is {value}.") and "--lr 3e-06" in alarm.message
 
 
 def test_a_spike_of_kl() -> None:

@@ -16,7 +16,7 @@ from mr1_bench import data, data_build, data_sources, prompts
 from mr1_bench.errors import UserError
 from mr1_bench.trainers import batches
 from mr1_bench.trainers import items as items_module
-from mr1_bench.trainers.batches import NO_LIMIT, Batch, Prefetch, Processing
+from mr1_bench.trainers.batches import Batch, Prefetch, Processing
 from mr1_bench.trainers.config import GRPOConfig, SFTConfig
 from mr1_bench.trainers.items import Item, batch_indices, open_items, stored_data, task_specs
 
@@ -128,7 +128,7 @@ def test_without_a_validation_split_the_end_of_train_is_held_out_and_not_trained
     assert [item.gold for item in train] == [f"{i}°" for i in range(17)]
     assert [item.gold for item in validation] == ["17°", "18°", "19°"]
     assert [record.getMessage() for record in caplog.records] == [
-        "mr1_gr has no validation split: the last 3 of its 20 training items are held out for it, not trained on"
+        "validation: the last 3 of 20 training items are held out for it, not trained on"
     ]
     assert train[1].prompt.startswith("Angle 1?  Output") and train[1].solution == "It is 1"
     assert validation[0].prompt.startswith("Angle 17? Output")
@@ -214,7 +214,7 @@ def resized(items: list[Item], sizes: list[tuple[int, int]]) -> list[Item]:
     return [replace(item, image_bytes=encode_png(item.image.resize(size))) for item, size in zip(items, sizes, strict=True)]
 
 
-@pytest.mark.parametrize("cap", [NO_LIMIT, 28 * 28 * 9])
+@pytest.mark.parametrize("cap", [2**62, 28 * 28 * 9])
 def test_a_batch_is_what_the_whole_processor_and_model_give(tiny: tuple, cap: int) -> None:
     processor, model = tiny
     mixed = open_items(make_config(task="vc-synth,gr-synth"), "train")

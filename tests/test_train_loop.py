@@ -184,6 +184,70 @@ def test_weights_that_are_not_finite_stop_before_any_update(tmp_path, capsys):
     assert all(torch.equal(kept[name].nan_to_num(), broken[name].nan_to_num()) for name in kept)
 
 
+def test_weights_moved_by_an_unfinished_step_are_never_kept(tmp_path, monkeypatch):
+    """With two updates a step, the first has moved the weights when the second turns out not to be finite."""
+    from mr1_bench.trainers import objective
+
+    config = grpo(tmp_path / "run", inner_updates=2, save_every=1, eval_every=0, steps=3, kl_schedule="constant", lr=1e-3)
+    calls, real = [], objective.surrogate
+
+    def surrogate(*arguments):
+        loss, clipped = real(*arguments)
+        calls.append(loss)
+        return (loss * math.nan if len(calls) == 4 else loss), clipped
+
+    monkeypatch.setattr(objective, "surrogate", surrogate)
+    assert loop.train(config) == loop.STOPPED
+    assert [row["step"] for row in rows(config.out)] == [1]
+    monkeypatch.undo()
+    assert (config.out / "last").resolve().name == "step-000001"
+    whole = dataclasses.replace(config, out=tmp_path / "whole")
+    assert loop.train(whole) == 0
+    assert loop.train(config) == 0
+    assert timeless(config.out) == timeless(whole.out)
+    assert same(weights(config.out / "last"), weights(whole.out / "last"))
+
+
+def test_killed_between_the_first_evaluations(tmp_path, monkeypatch):
+    """The test split is evaluated by the next process if the first was killed after validation."""
+    config = grpo(tmp_path / "run", steps=1, eval_every=1, save_every=1)
+    real = loop.evaluation.evaluate
+    calls = []
+
+    def evaluate(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(loop.evaluation, "evaluate", evaluate)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(config)
+    assert [(row["step"], row["split"]) for row in rows(config.out, "evals")] == [(0, "validation")]
+    assert loop.train(config) == 0
+    order = [(0, "validation"), (0, "test"), (1, "validation"), (1, "test")]
+    assert [(row["step"], row["split"]) for row in rows(config.out, "evals")] == order
+
+
+def test_ones_own_data_trains_and_validates_without_a_test_set(tmp_path, monkeypatch):
+    monkeypatch.setenv("MR1_DATA_DIR", str(tmp_path / "none"))
+    from mr1_bench.synth import image_png, make_item
+
+    lines = []
+    for index in range(10):
+        item = make_item("vc", "train", 1, index)
+        (tmp_path / f"{index}.png").write_bytes(image_png(item))
+        lines.append(json.dumps({"question": item.question, "gold": item.gold, "solution": item.solution, "image": f"{index}.png"}))
+    (tmp_path / "own.jsonl").write_text("\n".join(lines))
+    config = grpo(tmp_path / "run", task="vc", data=tmp_path / "own.jsonl", images=tmp_path, steps=2)
+    assert loop.train(config) == 0
+    assert {row["split"] for row in rows(config.out, "evals")} == {"validation"}
+    assert read_json(config.out / "run.json")["results"]["last"]["test"] is None
+    (tmp_path / "3.png").write_bytes((tmp_path / "3.png").read_bytes()[:-300])
+    with pytest.raises(UserError, match=r"line 4.*3\.png"):
+        loop.train(dataclasses.replace(config, out=tmp_path / "other", data=shutil.copy(tmp_path / "own.jsonl", tmp_path / "again.jsonl")))
+
+
 def test_an_alarm_saves_and_stops_with_its_own_code(tmp_path, capsys):
     config = grpo(tmp_path / "run", steps=30, max_new_tokens=2, prompts_per_step=1, num_generations=2, eval_every=0, stop_on_alarm=True)
     assert loop.train(config) == loop.STOPPED

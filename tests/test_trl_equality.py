@@ -11,9 +11,10 @@ from PIL import Image
 
 from mr1_bench.specs import get_spec
 from mr1_bench.trainers import grpo, objective
-from mr1_bench.trainers.batches import Item, Processing
+from mr1_bench.trainers.batches import Processing
 from mr1_bench.trainers.clock import Clock
 from mr1_bench.trainers.config import GRPOConfig, SFTConfig
+from mr1_bench.trainers.items import Item
 from mr1_bench.trainers.models import Loaded
 from mr1_bench.trainers.prefix import Completions, completion_logprobs, encode_images, encode_prompt
 from mr1_bench.trainers.sft import SFT, target_text

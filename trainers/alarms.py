@@ -97,9 +97,14 @@ def _is_non_finite(rows: Sequence[Row]) -> bool:
 
 def _describe_non_finite(rows: Sequence[Row], config: TrainConfig) -> str:
     seen = ", ".join(f"{key} is {value}" for key, value in _bad_numbers(rows[-1]).items())
+    return f"{seen}. {not_finite(config)}"
+
+
+def not_finite(config: TrainConfig) -> str:
+    """What usually makes a loss or a gradient infinite or not a number."""
     return (
-        f"{seen}. The weights are those before this step. Usual causes: a learning rate that is too high (--lr {config.lr:g}); the policy "
-        "far from its start, so that a ratio or the KL overflows; a checkpoint or an image with broken numbers"
+        f"Usual causes: a learning rate that is too high (--lr {config.lr:g}); the policy far from its start, so that a ratio or the KL "
+        "overflows; a checkpoint or an image with broken numbers"
     )
 
 

@@ -18,10 +18,7 @@ import torch
 
 from mr1_bench import images
 from mr1_bench.errors import UserError
-from mr1_bench.trainers.items import Item as Item
-from mr1_bench.trainers.items import batch_indices as batch_indices
-from mr1_bench.trainers.items import open_items as open_items
-from mr1_bench.trainers.items import stored_data as stored_data
+from mr1_bench.trainers.items import Item
 from mr1_bench.trainers.prefix import FAMILY, PromptBatch
 
 if TYPE_CHECKING:
@@ -32,8 +29,6 @@ if TYPE_CHECKING:
 
 CACHE_BYTES = 512 * 2**20
 """Processed items that are kept, in bytes."""
-NO_LIMIT = 2**62
-"""As `max_pixels`: no limit but the processor's own, as in evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,7 +303,7 @@ class Prefetch(Iterator[Batch]):
             raise StopIteration
         batch = self._next.result()
         self._begin()
-        return batch
+        return batch.pin() if self._pin else batch  # here, since a CUDA graph may be recorded while the thread works
 
     def close(self) -> None:
         """Wait for the batch under way, if any, and end the thread."""
@@ -317,8 +312,4 @@ class Prefetch(Iterator[Batch]):
 
     def _begin(self) -> None:
         step = next(self._steps, None)
-        self._next = None if step is None else self._worker.submit(self._run, step)
-
-    def _run(self, step: int) -> Batch:
-        batch = self._make(step)
-        return batch.pin() if self._pin else batch
+        self._next = None if step is None else self._worker.submit(self._make, step)

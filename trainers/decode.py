@@ -81,8 +81,8 @@ def _draw(logits: Float[Tensor, "N V"], temperature: float, generator: torch.Gen
     if temperature == 0:
         return logits.argmax(-1)
     # One uniform number a row against the summed probabilities: torch.multinomial draws one for every token of the vocabulary.
-    summed = (logits.float() / temperature).softmax(-1).cumsum(-1)
-    draws = torch.rand(len(logits), 1, generator=generator, device=logits.device) * summed[:, -1:]
+    summed = (logits.float() / temperature).softmax(-1).cumsum(-1, dtype=torch.float64)
+    draws = torch.rand(len(logits), 1, generator=generator, device=logits.device, dtype=torch.float64) * summed[:, -1:]
     return torch.searchsorted(summed, draws, right=True).squeeze(1).clamp_(max=logits.shape[1] - 1)
 
 
@@ -132,7 +132,7 @@ class _Decoder:
         for tensor, before in zip((self._bias, self._position, self._slot), state, strict=True):
             tensor.copy_(before)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):  # another thread prepares the next batch
             self._logits = self._forward(self._tokens, self._bias.shape[1])
 
     def _forward(self, tokens: Int[Tensor, " N"], span: int) -> Float[Tensor, "N V"]:

@@ -96,6 +96,7 @@ class GRPO:
         self._device = next(loaded.model.parameters()).device
         self._weight = kl_weight(config)
         self.adapted: float | None = None
+        self.moved = False  # whether the step under way has changed the weights
 
     def step(self, step: int, batch: Batch, learning_rate: float) -> tuple[dict[str, Any], list[Sample]]:
         """Take one step.
@@ -111,6 +112,7 @@ class GRPO:
         Raises:
             NonFiniteError: the loss or the gradient is NaN or infinite; that update has not touched the weights.
         """
+        self.moved = False
         clock = Clock(self._device)
         beta = beta_at(self._weight, step, self.adapted)
         with clock("rollout"):
@@ -197,6 +199,7 @@ class GRPO:
             rollout.states.clear()
             with clock("optimizer"):
                 sums["grad_norm"] += self._optimizer.step(learning_rate)
+            self.moved = True
         return {name: value / config.inner_updates for name, value in sums.items()}
 
     def _metrics(self, rollout: Rollout) -> dict[str, float]:

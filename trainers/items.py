@@ -174,7 +174,7 @@ def _in_turn(parts: list[Items], *, repeat: bool) -> Items:
 
 def _train_items(spec: TaskSpec, config: TrainConfig) -> Items:
     whole = _all_train_items(spec, config)
-    if config.eval_every and not _has_split(spec, "validation"):
+    if config.eval_every and _validates_on_train(spec, config):
         return whole[: len(whole) - _held_out_size(len(whole), config.eval_items)]
     return whole
 
@@ -188,17 +188,27 @@ def _all_train_items(spec: TaskSpec, config: TrainConfig) -> Items:
 
 
 def _held_out(spec: TaskSpec, config: TrainConfig, split: Literal["validation", "test"], count: int) -> Items:
-    if split == "test" or _has_split(spec, split):
+    if split == "test" and config.data is not None and not _has_split(spec, split):
+        _say_once(f"the test split of {spec.name} is not built, so this run reports validation alone")
+        return Items(0, _no_item)
+    if split == "test" or not _validates_on_train(spec, config):
         return _task_items(spec, split, count, spec.prompt)[:count]
     whole = _all_train_items(spec, config)
     size = _held_out_size(len(whole), config.eval_items)
-    _say_once(
-        f"{spec.name} has no validation split: the last {size} of its {len(whole)} training items are held out for it, not trained on"
-    )
+    _say_once(f"validation: the last {size} of {len(whole)} training items are held out for it, not trained on")
     tail = whole[len(whole) - size :]
     if spec.name != "mr1_gr":
         return tail[:count]
     return Items(min(size, count), lambda position: _as_evaluated(tail[position]))
+
+
+def _validates_on_train(spec: TaskSpec, config: TrainConfig) -> bool:
+    """Whether validation items are taken from the training items: of the user's own data, and where the task has no such split."""
+    return config.data is not None or not _has_split(spec, "validation")
+
+
+def _no_item(position: int) -> Item:
+    raise IndexError(f"item {position} of none")
 
 
 def _as_evaluated(item: Item) -> Item:
@@ -322,6 +332,8 @@ def _find_image(value: Any, find: Callable[[str], Path | str]) -> tuple[bytes, s
     try:
         with Image.open(path, formats=images.FORMATS) as picture:
             pixels = picture.width * picture.height
+            if pixels <= images.MAX_PIXELS:
+                picture.load()  # a picture that breaks off must not be met in the middle of a run
     except UnidentifiedImageError:
         return f"image {value} is not a picture in a known format ({', '.join(images.FORMATS)})"
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

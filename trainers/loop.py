@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mr1_bench import prompts
+from mr1_bench.errors import UserError
 from mr1_bench.records import code_sha256, sha256_json
 from mr1_bench.tables import print_table
 from mr1_bench.trainers import alarms, batches, checkpoints, evaluation, memory, models
@@ -60,6 +61,7 @@ def train(config: TrainConfig) -> int:
     resumed = checkpoints.open_run(config, identity(config, loaded))
     try:
         run.start()
+        run.check_space()
         if resumed is not None:
             run.restore(*checkpoints.load_state(resumed))
         return run.to_the_end()
@@ -87,9 +89,11 @@ class _Run:
         self._config, self._loaded, self._sets = config, loaded, sets
         self._device = next(loaded.model.parameters()).device
         self._processing = batches.Processing(loaded.processor, loaded.model, config)
-        self._held_out_processing = batches.Processing(loaded.processor, loaded.model, config, max_pixels=batches.NO_LIMIT)
-        self._answerer = make_engine(loaded, loaded.model, rollout=getattr(config, "rollout", "auto"))
+        self._held_out_processing = batches.Processing(loaded.processor, loaded.model, config)  # its own: the other works in a thread
+        rollout = getattr(config, "rollout", "auto")
+        self._answerer = make_engine(loaded, loaded.model, rollout=rollout, recompute=config.gradient_checkpointing)
         self._done = 0
+        self._saved: int | None = None
 
     def check_memory(self) -> None:
         """Print what the run needs, and refuse one that cannot fit; the first batch shows how long prompts are."""
@@ -98,6 +102,15 @@ class _Run:
         needed = memory.estimate(memory.workload(self._loaded.model, self._config, prompt_tokens=prompt))
         print(needed.table(), file=sys.stderr)
         memory.require(needed, memory.available_memory(self._device))
+
+    def check_space(self) -> None:
+        """Refuse to begin where the disk has no room for a checkpoint: the weights, and the optimiser's weights and two moments.
+
+        Raises:
+            OSError: too little space is free.
+        """
+        trainable = sum(parameter.numel() for parameter in self._loaded.model.parameters() if parameter.requires_grad)
+        checkpoints.require_space(self._config.out, self._export_bytes() + 12 * trainable)
 
     def start(self) -> None:
         """Make what the steps need: the optimiser, and the frozen start of the policy before anything moves it."""
@@ -113,7 +126,7 @@ class _Run:
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Go back to a saved step."""
         self._optimizer.load(tensors)
-        self._done = state["step"]
+        self._done = self._saved = state["step"]
         if isinstance(self._trainer, GRPO):
             self._trainer.adapted = state["adapted"]
 
@@ -122,18 +135,18 @@ class _Run:
         config = self._config
         with MetricsLog(config.out, config.log_to, steps=config.steps) as log:
             log.truncate_after(self._done)
-            if self._done == 0 and config.eval_every and not self._evaluations():
+            if self._done == 0 and config.eval_every:
                 self._evaluate(log)
             steps = range(self._done, config.steps)
             with batches.Prefetch(self._batch, steps, pin=self._device.type == "cuda") as ready:
                 for step in steps:
                     started = time.perf_counter()
-                    batch = next(ready)
+                    batch = self._next_batch(ready)
                     waited = time.perf_counter() - started
                     try:
                         row, samples = self._trainer.step(step, batch, learning_rate(config, step))
                     except NonFiniteError as error:
-                        return self._stop(log, f"step {step + 1}: {error}")
+                        return self._stop(log, f"step {step + 1}: {error}. {alarms.not_finite(config)}", intact=not self._trainer.moved)
                     self._done = step + 1
                     log.append({"step": self._done} | row | {"time_data": waited})
                     raised = self._after_step(log, samples)
@@ -155,26 +168,40 @@ class _Run:
             for sample in _chosen(samples):
                 log.append_sample(_sample_row(done, sample))
             log.note(_one_line(done, samples[0]))
+        improved = False
         if config.eval_every and (done % config.eval_every == 0 or last):
             self._evaluate(log)
+            accuracies = {step: row["accuracy"] for step, row in self._evaluations().items() if step > 0}
+            improved = all(accuracies[done] > accuracies[step] for step in accuracies if step != done)
         raised = alarms.check(log.rows, config)
         for alarm in raised:
             log.note(f"ALARM {alarm.message}")
-        if done % config.save_every == 0 or last:
+        if done % config.save_every == 0 or last or improved:
             self._save()
         return raised
 
-    def _stop(self, log: MetricsLog, why: str) -> int:
-        """Keep what there is, say why, and end early."""
-        self._save()
-        log.note(f"stopped: {why}. The weights of step {self._done} are in {self._config.out / 'last'}")
+    def _next_batch(self, ready: batches.Prefetch) -> batches.Batch:
+        try:
+            return next(ready)
+        except UserError:  # a sample that cannot be used; what was learned before it is kept
+            self._save()
+            raise
+
+    def _stop(self, log: MetricsLog, why: str, *, intact: bool = True) -> int:
+        """Keep what there is, say why, and end early. Weights that an unfinished step has moved are not kept."""
+        if intact:
+            self._save()
+        last = self._config.out / "last"
+        log.note(f"stopped: {why}. The last good weights are in {last}" if last.exists() else f"stopped: {why}. No step was completed")
         checkpoints.finish_run(self._config, "stopped", {"stopped": why})
         return STOPPED
 
     def _evaluate(self, log: MetricsLog) -> None:
-        """Answer validation and test items greedily, and log both."""
+        """Answer validation and test items greedily, and log what is not logged yet."""
         for split in ("validation", "test"):
             held_out = getattr(self._sets, split)
+            if not held_out or self._done in self._evaluations(split):
+                continue
             answers = evaluation.evaluate(self._loaded, self._answerer, self._held_out_processing, held_out, self._config.max_new_tokens)
             row: dict[str, Any] = {"step": self._done, "split": split, "items": len(held_out)}
             log.append_eval(row | {"accuracy": answers.accuracy, "format": answers.format})
@@ -187,6 +214,8 @@ class _Run:
         return {row["step"]: row for row in (read_rows(path) if path.exists() else []) if row["split"] == split}
 
     def _save(self) -> None:
+        if self._saved == self._done:
+            return
         evaluated = self._evaluations().get(self._done)
         checkpoints.save(
             self._config,
@@ -198,8 +227,12 @@ class _Run:
                 "task": ",".join(dict.fromkeys(spec.name for spec in task_specs(self._config))),
                 "val_accuracy": evaluated["accuracy"] if evaluated else None,
             },
-            export_bytes=sum(parameter.nbytes for parameter in self._loaded.model.parameters()),
+            export_bytes=self._export_bytes(),
         )
+        self._saved = self._done
+
+    def _export_bytes(self) -> int:
+        return sum(parameter.nbytes for parameter in self._loaded.model.parameters())
 
     def _results(self) -> dict[str, Any]:
         """First, last and best evaluation of both splits; the best is chosen on validation alone."""
@@ -209,7 +242,12 @@ class _Run:
         best = max(validation, key=lambda step: (step > 0, validation[step]["accuracy"], -step))
         named = {"first": min(validation), "last": max(validation), "best": best}
         return {
-            name: {"step": step, "validation": validation[step]["accuracy"], "test": test[step]["accuracy"], "items": test[step]["items"]}
+            name: {
+                "step": step,
+                "validation": validation[step]["accuracy"],
+                "test": test[step]["accuracy"] if step in test else None,
+                "items": validation[step]["items"],
+            }
             for name, step in named.items()
         }
 
@@ -217,11 +255,15 @@ class _Run:
         out, results = self._config.out, self._results()
         if results:
             rows = [
-                [name, str(one["step"]), f"{100 * one['validation']:.1f}", f"{100 * one['test']:.1f}", str(one["items"])]
+                [name, str(one["step"]), _per_cent(one["validation"]), _per_cent(one["test"]), str(one["items"])]
                 for name, one in results.items()
             ]
             print_table(["accuracy, %", "step", "validation", "test", "items each"], rows, right={1, 2, 3, 4})
         print(f"checkpoints: {out / 'last'}" + (f", {out / 'best'} (best on validation)" if results else ""))
+
+
+def _per_cent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
 
 
 def _chosen(samples: list[Sample]) -> list[Sample]:

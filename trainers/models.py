@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 _VISION = ("visual", "vision_tower", "vision_model", "vision_encoder", "vision_embed_tokens")
 """What transformers calls the vision tower in one model or another."""
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +101,7 @@ def choose_device(name: str) -> torch.device:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
             raise UserError(f"--device {name}: PyTorch sees {count or 'no'} CUDA GPU{'s' if count > 1 else ''} here; use --device cpu")
+        torch.cuda.set_device(device.index or 0)  # streams and graphs are made on the current device
     return device
 
 

@@ -6,7 +6,7 @@ models, prompts or files.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
 
-KL_ESTIMATORS: tuple[KLEstimator, ...] = get_args(KLEstimator)
-AGGREGATIONS: tuple[Aggregation, ...] = get_args(Aggregation)
 
 _SPREAD_FLOOR = 1e-4  # keeps the division finite in a group without spread; R1-V's and TRL's value
 

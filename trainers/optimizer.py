@@ -1,8 +1,8 @@
 """AdamW on float32 weights, whatever precision the model computes in, and the course of the learning rate.
 
-With bfloat16 parameters the optimiser keeps a float32 master copy of each and adds up their gradients in float32, since small updates and
-small summands would vanish in 8 bits of mantissa. All its state is named by parameter, so that it can be saved and restored bitwise. It
-must not know losses, files or the meaning of a model.
+With bfloat16 parameters the optimiser keeps a float32 master copy of each and adds up the gradients of a step's parts in float32, since
+small updates and small summands would vanish in 8 bits of mantissa; within a part autograd adds in bfloat16. All its state is named by
+parameter, so that it can be saved and restored bitwise. It must not know losses, files or the meaning of a model.
 """
 
 from __future__ import annotations

@@ -58,11 +58,6 @@ class KLWeight:
         if self.steps < 1:
             raise UserError(f"a schedule over {self.steps} steps: expected at least 1")
 
-    @property
-    def ever_positive(self) -> bool:
-        """Whether β is above 0 at any time, so that a reference policy is needed at all."""
-        return self.beta_max > 0
-
 
 def explore(weight: KLWeight, step: int) -> float:
     """ε at an optimisation step (from 0): 1 at the first, 0 at step `weight.steps - 1` and after; 0 throughout for `constant`."""

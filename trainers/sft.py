@@ -48,6 +48,7 @@ class SFT:
         self._engine = make_engine(loaded, loaded.model, recompute=config.gradient_checkpointing)
         self._device = next(loaded.model.parameters()).device
         self._stop, self._pad = stop_tokens(loaded)
+        self.moved = False  # whether a step that failed has changed the weights: its one update is its last act
 
     def step(self, step: int, batch: Batch, learning_rate: float) -> tuple[dict[str, Any], list[Any]]:  # noqa: ARG002
         """Take one step: the mean over all target tokens of −log p.
