@@ -205,7 +205,7 @@ def _prompt_rows(lines: list[tuple[int, str]], images: Path) -> Iterator[SourceR
         if not isinstance(record, dict):
             yield Fault(number, f"a JSON {type(record).__name__} where an object was expected", image=False)
             continue
-        yield _make_row(record, number, position, lambda value: _file_image(value, find))
+        yield make_row(record, number, position, lambda value: _file_image(value, find))
 
 
 def _refuse_constant(name: str) -> float:
@@ -221,12 +221,10 @@ def _parquet_rows(files: list[Path]) -> Iterator[SourceRow | Fault]:
             for batch in file.iter_batches(batch_size=32):
                 for record in batch.to_pylist():
                     number += 1
-                    yield _make_row(record, number, number - 1, _embedded_image)
+                    yield make_row(record, number, number - 1, _embedded_image)
 
 
-def _make_row(
-    record: dict[str, Any], number: int, position: int, read_image: Callable[[Any], tuple[bytes, str] | str]
-) -> SourceRow | Fault:
+def make_row(record: dict[str, Any], number: int, position: int, read_image: Callable[[Any], tuple[bytes, str] | str]) -> SourceRow | Fault:
     """Turn a record with any of the known column names into a row, or say what is wrong with it."""
     question_column = _column(record, QUESTION_COLUMNS)
     gold_column = _column(record, GOLD_COLUMNS)

@@ -372,7 +372,7 @@ def test_column_names(columns: dict[str, Any], gold: str, solution: str, tmp_pat
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip))
 def test_any_question_text_is_read_as_it_is(text: str) -> None:
-    made = data_sources._make_row({"question": text, "gold": "1", "image": b"x"}, 1, 0, data_sources._embedded_image)
+    made = data_sources.make_row({"question": text, "gold": "1", "image": b"x"}, 1, 0, data_sources._embedded_image)
     assert isinstance(made, SourceRow)
     assert made.question == text
 

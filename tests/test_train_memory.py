@@ -241,3 +241,12 @@ def test_this_machine_has_memory() -> None:
 )
 def test_sizes_for_people(size: float, text: str) -> None:
     assert human_bytes(size) == text
+
+
+def test_the_plain_path_needs_the_prompt_once_a_completion_and_all_logits() -> None:
+    shared = estimate(QWEN_2B)
+    plain = estimate(replace(QWEN_2B, shared=False))
+    w = QWEN_2B
+    assert plain.logits - shared.logits == 2 * w.micro_prompts * w.group * w.completion_tokens * w.vocabulary * 2  # bytes of bfloat16
+    assert plain.activations > shared.activations
+    assert (plain.weights, plain.moments) == (shared.weights, shared.moments)

@@ -288,7 +288,7 @@ def _own_rows(path: Path, folder: Path, spec: TaskSpec) -> list[data_sources.Sou
     rows: list[data_sources.SourceRow] = []
     seen: dict[int | str, int] = {}
     for position, (number, record) in enumerate(_read_records(path)):
-        row = data_sources._make_row(record, number, position, lambda value: _find_image(value, find))
+        row = data_sources.make_row(record, number, position, lambda value: _find_image(value, find))
         fault = row.reason if isinstance(row, data_sources.Fault) else _own_fault(row, spec, seen)
         if fault or isinstance(row, data_sources.Fault):
             raise UserError(f"{path}, line {number}: {fault}")

@@ -99,7 +99,8 @@ class _Run:
         """Print what the run needs, and refuse one that cannot fit; the first batch shows how long prompts are."""
         first = self._batch(0)
         prompt = max((part.prompts.ids.shape[1] for part in first.parts if part.prompts), default=None)
-        needed = memory.estimate(memory.workload(self._loaded.model, self._config, prompt_tokens=prompt))
+        shared = self._loaded.shares and getattr(self._config, "rollout", "auto") != "plain"
+        needed = memory.estimate(memory.workload(self._loaded.model, self._config, shared=shared, prompt_tokens=prompt))
         print(needed.table(), file=sys.stderr)
         memory.require(needed, memory.available_memory(self._device))
 

@@ -46,6 +46,7 @@ class Workload:
         prompts: prompts in a batch.
         micro_prompts: prompts computed at a time.
         group: completions a prompt; 1 in supervised training.
+        shared: the prompt is computed once a group; else (the plain path) once a completion, with the logits of all tokens at once.
         prompt_tokens, image_tokens: longest prompt, and how many of its tokens are the image's.
         completion_tokens: longest completion.
         dtype: precision of the passes, `float32` or `bfloat16`.
@@ -81,6 +82,7 @@ class Workload:
     rollout: bool
     train_vision: bool
     cuda: bool
+    shared: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,9 @@ def estimate(workload: Workload) -> Estimate:
     lasting = w.total * size
     prompt, completion = _prompt_activations(w), _completion_activations(w)
     samples = w.micro_prompts * w.group
-    chunk = min(samples * w.completion_tokens, max(1, _LOGITS_CHUNK // w.vocabulary)) * w.vocabulary * _LOGIT_BYTES
+    tokens = samples * w.completion_tokens
+    chunk = min(tokens, max(1, _LOGITS_CHUNK // w.vocabulary)) * w.vocabulary * _LOGIT_BYTES
+    whole = 0 if w.shared else 2 * tokens * w.vocabulary * size  # the plain path's logits and their gradient
     parts: dict[str, int] = {
         "weights": lasting,
         "master": 0 if w.dtype == "float32" else 4 * w.trainable,
@@ -154,7 +158,7 @@ def estimate(workload: Workload) -> Estimate:
         "reference": lasting if w.reference else 0,
         "gradients": 4 * w.trainable,
         "activations": prompt + completion,
-        "logits": chunk,
+        "logits": chunk + whole,
         "rollout": _rollout(w, prompt) if w.rollout else 0,
     }
     bare = Estimate(w, **parts, overhead=0)
@@ -174,9 +178,10 @@ def _kept(w: Workload, layer: int, tokens: int) -> int:
 
 
 def _prompt_activations(w: Workload) -> int:
-    tokens = w.micro_prompts * w.prompt_tokens
+    copies = w.micro_prompts * (1 if w.shared else w.group)
+    tokens = copies * w.prompt_tokens
     prefix = 2 * tokens * w.key_width * w.layers * _BYTES[w.dtype]
-    patches = 4 * w.micro_prompts * w.image_tokens
+    patches = 4 * copies * w.image_tokens
     block = patches * (11 * w.vision_hidden + 4 * w.vision_intermediate)
     blocks = block + w.vision_layers * patches * w.vision_hidden if w.checkpointing else block * w.vision_layers
     tower = blocks * _BYTES[w.dtype] if w.train_vision else 0
@@ -257,12 +262,15 @@ def _with_smaller_images(w: Workload) -> Workload:
     return replace(w, image_tokens=fewer, prompt_tokens=w.prompt_tokens - w.image_tokens + fewer)
 
 
-def workload(model: nn.Module, config: TrainConfig, *, prompt_tokens: int | None = None, image_tokens: int | None = None) -> Workload:
+def workload(
+    model: nn.Module, config: TrainConfig, *, shared: bool = True, prompt_tokens: int | None = None, image_tokens: int | None = None
+) -> Workload:
     """Read the numbers off a loaded model, with `requires_grad` set and adapters inside, and its configuration.
 
     Args:
         model: a model of the Qwen2-VL family, or another whose configuration names its sizes the same way.
         config: the settings.
+        shared: whether the prompt is computed once a group.
         prompt_tokens: longest prompt, where it is known; else an image of `max_pixels` and a page's line of text.
         image_tokens: tokens of its image, where they are known.
     """
@@ -302,6 +310,7 @@ def workload(model: nn.Module, config: TrainConfig, *, prompt_tokens: int | None
         rollout=grouped,
         train_vision=any(param.requires_grad for param in tower.values()),
         cuda=own.device.type == "cuda",
+        shared=shared,
     )
 
 
