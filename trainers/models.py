@@ -179,7 +179,7 @@ def load_processor(folder: Path, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoProcessor
 
     try:
-        if _has_torchvision():
+        if has_torchvision():
             processor = AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
         else:
             processor = _load_without_torchvision(folder, trust_remote_code)
@@ -208,7 +208,8 @@ def _check_pair(processor: Any, settings: Any, folder: Path) -> None:
         )
 
 
-def _has_torchvision() -> bool:
+def has_torchvision() -> bool:
+    """Whether torchvision can be imported; transformers' video processors need it."""
     from transformers.utils import is_torchvision_available
 
     return bool(is_torchvision_available())

@@ -111,13 +111,18 @@ def build_processor(vocabulary_size: int = VOCABULARY_SIZE) -> Qwen2VLProcessor:
     """Return the tokenizer and the image processor as one Qwen2-VL processor; images keep 56 x 56 pixels or more."""
     from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
 
+    from mr1_bench.trainers import models
+
     sizes: dict[str, Any] = {"patch_size": PATCH, "merge_size": MERGE, "min_pixels": 56 * 56, "max_pixels": 12845056}
-    return Qwen2VLProcessor(
+    whole = models.has_torchvision()
+    kind = Qwen2VLProcessor if whole else models.without_video(Qwen2VLProcessor)
+    processor: Qwen2VLProcessor = kind(
         image_processor=Qwen2VLImageProcessor(**sizes),
-        video_processor=Qwen2VLVideoProcessor(**sizes),
+        video_processor=Qwen2VLVideoProcessor(**sizes) if whole else models.unused_video_processor({}),
         tokenizer=build_tokenizer(vocabulary_size),
         chat_template=CHAT_TEMPLATE,
     )
+    return processor
 
 
 def build_config(tokenizer: PreTrainedTokenizerBase) -> Qwen2VLConfig:
