@@ -13,6 +13,8 @@ import math
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -75,14 +77,12 @@ def decode(data: bytes) -> Image:
     Raises:
         ImageError: as `normalise`.
     """
-    from PIL import Image, ImageFile, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     if not data:
         raise ImageError("the file is empty")
-    lenient = ImageFile.LOAD_TRUNCATED_IMAGES  # lmms-eval switches it on for the whole process
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
-        with warnings.catch_warnings():
+        with strict(), warnings.catch_warnings():
             # Pillow warns where we refuse; the refusal below is the message.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -97,9 +97,20 @@ def decode(data: bytes) -> Image:
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, struct.error, zlib.error) as error:
         # The set of exceptions that Pillow's decoders raise on damaged data.
         raise ImageError(f"broken or truncated picture ({error})") from error
+    return picture
+
+
+@contextmanager
+def strict() -> Iterator[None]:
+    """Let Pillow refuse pictures that break off, whatever another library has set: lmms-eval makes it lenient for the whole process."""
+    from PIL import ImageFile
+
+    lenient = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = lenient
-    return picture
 
 
 def _refuse_bomb(size: tuple[int, int]) -> None:

@@ -330,7 +330,7 @@ def _find_image(value: Any, find: Callable[[str], Path | str]) -> tuple[bytes, s
     if isinstance(path, str):
         return path
     try:
-        with Image.open(path, formats=images.FORMATS) as picture:
+        with images.strict(), Image.open(path, formats=images.FORMATS) as picture:
             pixels = picture.width * picture.height
             if pixels <= images.MAX_PIXELS:
                 picture.load()  # a picture that breaks off must not be met in the middle of a run
