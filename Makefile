@@ -39,7 +39,7 @@ perf: $(VENV)/installed  ## measure beside the peers: the trainer and TRL, the g
 	OMP_NUM_THREADS=1 $(BIN)/python perf/trainer.py
 	$(BIN)/python perf/scoring.py
 
-tiny-model: $(VENV)/installed  ## make the embedded model again from nothing (about 8 minutes of CPU time)
+tiny-model: $(VENV)/installed  ## make the embedded model again from nothing (about 9 minutes of CPU time)
 	OMP_NUM_THREADS=1 $(BIN)/mr1-bench model tiny --rebuild runs/tiny-model
 	cp runs/tiny-model/run/last/*.json runs/tiny-model/run/last/*.jinja runs/tiny-model/run/last/*.safetensors trainers/tiny_model/
 	rm trainers/tiny_model/run.json
