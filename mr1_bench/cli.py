@@ -23,6 +23,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "score": ("mr1_bench.commands.score", "regrade logs of model outputs with both graders"),
     "audit": ("mr1_bench.commands.audit", "check a task's golds against the grader, and data sets for near-duplicates"),
     "matrix": ("mr1_bench.reports.matrix", "assemble evaluations into the train-by-test matrix"),
+    "reproduce-tables": ("mr1_bench.reports.reproduce", "run the paper's grid and write the report"),
+    "report": ("mr1_bench.reports.report", "turn runs into tables, figures and a page"),
+    "runs": ("mr1_bench.reports.runs", "list runs as a table"),
     "train": ("mr1_bench.trainers.train", "post-train a model with SFT, GRPO or GRPO-D"),
     "model": ("mr1_bench.trainers.tiny", "print the path of the embedded tiny Qwen2-VL, or make it again"),
 }

@@ -7,9 +7,11 @@ normal quantile is the standard library's; scipy is imported inside the function
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, stdev
+from typing import NoReturn
 
 LEVEL = 0.95
 """Confidence level of every interval unless told otherwise."""
@@ -30,6 +32,27 @@ class Estimate:
     low: float
     high: float
     n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Welch:
+    """The difference of two means, a minus b, as Welch's t test sees it.
+
+    Attributes:
+        difference: mean of a minus mean of b.
+        low: lower limit of its interval.
+        high: upper limit of its interval.
+        t: the test statistic.
+        df: degrees of freedom after Welch and Satterthwaite.
+        p: two-sided p-value.
+    """
+
+    difference: float
+    low: float
+    high: float
+    t: float
+    df: float
+    p: float
 
 
 def wilson(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
@@ -59,10 +82,18 @@ def newcombe(successes_a: int, n_a: int, successes_b: int, n_b: int, level: floa
     Raises:
         ValueError: as `wilson`, for either share.
     """
-    low_a, high_a = wilson(successes_a, n_a, level)
-    low_b, high_b = wilson(successes_b, n_b, level)
-    a, b = successes_a / n_a, successes_b / n_b
-    return a - b - math.hypot(a - low_a, high_b - b), a - b + math.hypot(high_a - a, b - low_b)
+    limits_a, limits_b = wilson(successes_a, n_a, level), wilson(successes_b, n_b, level)
+    return square_and_add(Estimate(successes_a / n_a, *limits_a, n_a), Estimate(successes_b / n_b, *limits_b, n_b))
+
+
+def square_and_add(a: Estimate, b: Estimate) -> tuple[float, float]:
+    """Return the interval of the difference a minus b of two independent estimates from their own intervals of the same level.
+
+    Source: Newcombe 1998 (see `newcombe`, which is this on two Wilson intervals); for intervals of any kind Zou and Donner 2008,
+    "Construction of confidence limits about effect measures: a general approach", Statistics in Medicine 27:1693-1702.
+    """
+    gap = a.value - b.value
+    return gap - math.hypot(a.value - a.low, b.high - b.value), gap + math.hypot(a.high - a.value, b.value - b.low)
 
 
 def paired_difference(only_a: int, only_b: int, n: int, level: float = LEVEL) -> tuple[float, float]:
@@ -101,9 +132,7 @@ def mean_over_seeds(values: Sequence[float], level: float = LEVEL) -> Estimate:
         ValueError: there are fewer than two values (one seed says nothing about the spread), or the level is not between 0 and 1.
     """
     if len(values) < 2:
-        raise ValueError(
-            f"an interval over seeds needs at least 2 of them, not {len(values)}: train with more seeds, or show the bare value"
-        )
+        _too_few(values)
     if not 0 < level < 1:
         raise ValueError(f"the confidence level must be between 0 and 1, not {level}")
     from scipy.special import stdtrit
@@ -111,6 +140,128 @@ def mean_over_seeds(values: Sequence[float], level: float = LEVEL) -> Estimate:
     mean = fmean(values)
     half = float(stdtrit(len(values) - 1, 0.5 + level / 2)) * stdev(values) / math.sqrt(len(values))
     return Estimate(mean, mean - half, mean + half, len(values))
+
+
+def mean_over_seeds_and_items(values: Sequence[float], n: int, level: float = LEVEL) -> Estimate:
+    """Return the mean of one share a training seed, with an interval for other seeds and other items too.
+
+    Half widths are squared and added (Zou and Donner 2008, see `square_and_add`): those of Student's t over the seeds and those of Wilson
+    at the mean for the n items, which all seeds answered and which therefore count once.
+
+    Args:
+        values: one share a seed, at least two.
+        n: number of items of each, the same ones.
+        level: confidence level between 0 and 1.
+
+    Raises:
+        ValueError: there are fewer than two values, one is no share, or n is not positive.
+    """
+    for value in values:
+        if not 0 <= value <= 1:
+            raise ValueError(f"{value} is not a share")
+    seeds = mean_over_seeds(values, level)
+    _check_counts(0, n)
+    low, high = _wilson(seeds.value, n, level)
+    half = seeds.high - seeds.value
+    limits = seeds.value - math.hypot(half, seeds.value - low), seeds.value + math.hypot(half, high - seeds.value)
+    return Estimate(seeds.value, max(0.0, limits[0]), min(1.0, limits[1]), len(values))
+
+
+def band_over_seeds(values: Sequence[Sequence[float]], level: float = LEVEL) -> list[Estimate]:
+    """Return `mean_over_seeds` at every point of a course.
+
+    Args:
+        values: one row of equal length a seed, at least two.
+        level: confidence level between 0 and 1.
+
+    Raises:
+        ValueError: there are fewer than two rows, or their lengths differ.
+    """
+    if len(values) < 2:
+        _too_few(values)
+    if len({len(row) for row in values}) > 1:
+        raise ValueError(f"the seeds have {', '.join(str(len(row)) for row in values)} points: they must be the same ones")
+    return [mean_over_seeds(column, level) for column in zip(*values, strict=True)]
+
+
+def welch(a: Sequence[float], b: Sequence[float], level: float = LEVEL) -> Welch:
+    """Compare two methods by one number a training seed each, whose spreads may differ: Welch's t test (scipy's `ttest_ind`).
+
+    Source: Welch 1947, "The generalization of Student's problem when several different population variances are involved",
+    Biometrika 34:28-35.
+
+    Args:
+        a: one result a seed of the first, at least two.
+        b: of the second, at least two.
+        level: confidence level of the interval, between 0 and 1.
+
+    Raises:
+        ValueError: there are fewer than two values of either, or neither has any spread, so that there is nothing to measure by.
+    """
+    for values in (a, b):
+        if len(values) < 2:
+            _too_few(values)
+    if len(set(a)) == len(set(b)) == 1:
+        raise ValueError("all seeds of a method give the same result, for both methods: without any spread there is no t test")
+    from scipy.stats import ttest_ind
+
+    with warnings.catch_warnings():
+        # scipy warns of lost precision where the seeds of one method agree, as counts may; its variance then is 0, which is right.
+        warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)
+        test = ttest_ind(a, b, equal_var=False)
+    limits = test.confidence_interval(level)
+    return Welch(fmean(a) - fmean(b), float(limits.low), float(limits.high), float(test.statistic), float(test.df), float(test.pvalue))
+
+
+def relative_gain(a: Sequence[float], b: Sequence[float], level: float = LEVEL) -> Estimate:
+    """Return how much greater the mean of a is than that of b, relative to b, with an interval over seeds: 0.05 is 5 %.
+
+    The interval is Welch's t on the log of the ratio: the standard error of log(mean) is s/(mean·√n) (delta method), the degrees of
+    freedom are Welch's and Satterthwaite's.
+
+    Args:
+        a: one result a seed of the first, at least two.
+        b: of the second, at least two.
+        level: confidence level between 0 and 1.
+
+    Raises:
+        ValueError: there are fewer than two values of either, neither has any spread, or a mean is not positive.
+    """
+    parts = []
+    for values in (a, b):
+        if len(values) < 2:
+            _too_few(values)
+        if fmean(values) <= 0:
+            raise ValueError(f"a relative gain needs positive means, not {fmean(values)}")
+        parts.append(((stdev(values) / fmean(values)) ** 2 / len(values), len(values)))
+    total = sum(variance for variance, _ in parts)
+    if total == 0:
+        raise ValueError("all seeds of a method give the same result, for both methods: without any spread there is no interval")
+    from scipy.special import stdtrit
+
+    df = total**2 / sum(variance**2 / (n - 1) for variance, n in parts)
+    half = float(stdtrit(df, 0.5 + level / 2)) * math.sqrt(total)
+    ratio = fmean(a) / fmean(b)
+    return Estimate(ratio - 1, ratio * math.exp(-half) - 1, ratio * math.exp(half) - 1, min(len(a), len(b)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number, in the same order: below 0.05 for any true null in at most 5 % of such families.
+
+    Source: Holm 1979, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6:65-70
+    (statsmodels' `multipletests`).
+
+    Raises:
+        ValueError: a value is not between 0 and 1.
+    """
+    for p in p_values:
+        if not 0 <= p <= 1:
+            raise ValueError(f"{p} is not a p-value")
+    if not p_values:
+        return []
+    from statsmodels.stats.multitest import multipletests
+
+    return [float(p) for p in multipletests(p_values, method="holm")[1]]
 
 
 def avg_at_n(correct: Sequence[Sequence[bool]], level: float = LEVEL) -> Estimate:
@@ -172,6 +323,10 @@ def mcnemar(only_a: int, only_b: int) -> float:
     from scipy.stats import binomtest
 
     return float(binomtest(only_a, only_a + only_b, 0.5).pvalue)
+
+
+def _too_few(values: Sequence[object]) -> NoReturn:
+    raise ValueError(f"an interval over seeds needs at least 2 of them, not {len(values)}: train with more seeds, or show the bare value")
 
 
 def _quantile(level: float) -> float:

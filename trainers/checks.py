@@ -17,7 +17,8 @@ from typing import Any
 from mr1_bench import data
 from mr1_bench.errors import UserError
 from mr1_bench.specs import LEVELS, TaskSpec, UnknownTaskError, get_spec
-from mr1_bench.trainers.config import GRPOConfig, TrainConfig
+from mr1_bench.synth import hasty
+from mr1_bench.trainers.config import GRPOConfig, SFTConfig, TrainConfig
 from mr1_bench.trainers.flags import nearest, options
 from mr1_bench.trainers.schedule import KLWeight
 
@@ -124,6 +125,22 @@ def check(config: TrainConfig) -> None:
     _check_sizes(config)
     if isinstance(config, GRPOConfig):
         _check_kl(config)
+    if isinstance(config, SFTConfig) and config.hasty:
+        _check_hasty(config)
+
+
+def _check_hasty(config: SFTConfig) -> None:
+    try:
+        shares = hasty.parse_shares(config.hasty)
+    except ValueError as error:
+        raise UserError(f"--hasty {error}") from None
+    synthetic = config.data is None and config.level == 1 and all(spec.synthetic for spec in trainable(config.task))
+    if not synthetic or config.target != "solution":
+        raise UserError("--hasty shortens the worked solutions of the synthetic tasks at level 1; leave it out with other data or targets")
+    known = hasty.FAMILIES
+    unknown = [family for family in shares if family not in known]
+    if unknown:
+        raise UserError(f"--hasty {unknown[0]}: no such question family{nearest(unknown[0], known)}; expected one of {', '.join(known)}")
 
 
 def _check_tasks(config: TrainConfig) -> None:

@@ -79,6 +79,7 @@ class SFTConfig(TrainConfig):
     """Supervised fine-tuning on the completion only."""
 
     target: Literal["solution", "answer"] = _option("solution", "what to learn: worked solution and answer, or the answer alone")
+    hasty: str = _option("", "family=share,...: this share of these question families' solutions stops a step early (synthetic, level 1)")
     lr: float = _option(2e-5, "peak learning rate")
 
 

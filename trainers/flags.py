@@ -29,7 +29,7 @@ METHOD_DEFAULTS: dict[Method, dict[str, Any]] = {"sft": {}, "grpo": {}, "grpo-d"
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "what to train": ("task", "model", "out"),
-    "data": ("data", "images", "level", "train_items", "target", "seed"),
+    "data": ("data", "images", "level", "train_items", "target", "hasty", "seed"),
     "batch": ("steps", "prompts_per_step", "micro_prompts", "max_new_tokens", "max_prompt_tokens", "max_pixels"),
     "optimiser": ("lr", "lr_schedule", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm"),
     "model": ("dtype", "gradient_checkpointing", "freeze_vision", "lora_rank", "lora_alpha", "device", "trust_remote_code"),

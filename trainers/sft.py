@@ -6,13 +6,14 @@ It must not know run folders or the command line.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mr1_bench import prompts
 from mr1_bench.errors import UserError
+from mr1_bench.synth import hasty
 from mr1_bench.trainers.clock import Clock
 from mr1_bench.trainers.engine import make_engine, stop_tokens
 from mr1_bench.trainers.optimizer import NonFiniteError
@@ -26,8 +27,13 @@ if TYPE_CHECKING:
     from mr1_bench.trainers.optimizer import Optimizer
 
 
-def target_text(item: Item, target: str) -> str:
+def target_text(item: Item, target: str, hasty_shares: Mapping[str, float] | None = None) -> str:
     """What the model learns to write after an item's prompt.
+
+    Args:
+        item: the item.
+        target: `solution` or `answer`.
+        hasty_shares: question family -> share of its worked solutions that stop a step early.
 
     Raises:
         UserError: the worked solution is asked for, and the item has none.
@@ -36,6 +42,8 @@ def target_text(item: Item, target: str) -> str:
         return prompts.answer(item.gold)
     if not item.solution:
         raise UserError(f"{item.id} has no worked solution to learn from; train with --target answer")
+    if hasty_shares and hasty.is_hasty(item.id, item.meta.get("family", ""), hasty_shares) and (early := hasty.stop_early(item.solution)):
+        return prompts.worked_answer(*early)
     return prompts.worked_answer(item.solution, item.gold)
 
 
@@ -48,6 +56,7 @@ class SFT:
         self._engine = make_engine(loaded, loaded.model, recompute=config.gradient_checkpointing)
         self._device = next(loaded.model.parameters()).device
         self._stop, self._pad = stop_tokens(loaded)
+        self._hasty = hasty.parse_shares(config.hasty)
         self.moved = False  # whether a step that failed has changed the weights: its one update is its last act
 
     def step(self, step: int, batch: Batch, learning_rate: float) -> tuple[dict[str, Any], list[Any]]:  # noqa: ARG002
@@ -96,7 +105,7 @@ class SFT:
     def _targets(self, items: Sequence[Item]) -> Completions:
         """The target texts as tokens, ended like a completion, cut off at the limit of a completion."""
         tokenizer, limit = self._loaded.processor.tokenizer, self._config.max_new_tokens
-        texts = [target_text(item, self._config.target) for item in items]
+        texts = [target_text(item, self._config.target, self._hasty) for item in items]
         rows = [[*ids, self._stop[0]][:limit] for ids in tokenizer(texts, add_special_tokens=False).input_ids]
         longest = max(map(len, rows))
         ids = torch.tensor([row + [self._pad] * (longest - len(row)) for row in rows], device=self._device)

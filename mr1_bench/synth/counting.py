@@ -61,7 +61,7 @@ class Level:
 _ONE = ("count_color", "count_shape", "count_size", "count_material")
 
 LEVEL_PLANS: dict[int, Level] = {
-    1: Level(6, 2, 1.0, 0.015, {"count_all": range(1, 7), "count_color": range(5), "count_size": range(5)}),
+    1: Level(5, 2, 1.0, 0.015, {"count_all": range(1, 6), "count_color": range(5)}),
     2: Level(8, 3, 0.85, None, {"count_all": range(1, 9), **dict.fromkeys(_ONE, range(6))}),
     3: Level(9, 4, 0.8, None, {"count_all": range(3, 10), **dict.fromkeys(_ONE, range(1, 6)), "count_two": range(5)}),
     4: Level(10, 6, 0.7, None, {"count_all": range(5, 11), "count_two": range(6), "count_more": range(1, 6), "count_same": range(5)}),
