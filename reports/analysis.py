@@ -8,19 +8,21 @@ never pooled into n. This module must not know how anything is shown, nor the pa
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from mr1_bench import published, stats
 from mr1_bench.published import Published
 from mr1_bench.records import RecordError
 from mr1_bench.reports.breakdowns import Confusion, Slice, by_difficulty, confusion, confusions
 from mr1_bench.reports.comparisons import Comparison, Gain, Gains, Pair, comparisons, gains, pairs
-from mr1_bench.reports.curves import Curve, SweepPoint, curves, sweep
+from mr1_bench.reports.curves import Curve, Sweep, SweepPoint, curves, sweep
 from mr1_bench.reports.measures import (
+    MIN_SEEDS,
     Difference,
     Measured,
     SeedValue,
-    headline,
     measure,
     our_tasks,
     paper_model,
@@ -37,6 +39,7 @@ __all__ = [
     "Confusion",
     "Curve",
     "Difference",
+    "Findings",
     "Gain",
     "Gains",
     "MatrixCell",
@@ -48,6 +51,7 @@ __all__ = [
     "Table1",
     "Versus",
     "WHY_TWO_GRADERS",
+    "analyse",
     "by_difficulty",
     "comparisons",
     "confusion",
@@ -55,6 +59,7 @@ __all__ = [
     "curves",
     "gains",
     "matrix",
+    "matrix_row",
     "pairs",
     "sweep",
     "table1",
@@ -78,7 +83,8 @@ class Versus:
         k, n: the counts that it stands for.
         low, high: its 95 % Wilson interval.
         source: paper and table.
-        difference: ours minus published: Newcombe with one seed; with more the same construction, for other seeds and other items.
+        difference: ours minus published: Newcombe with one seed, the same construction for other seeds and other items with 3 or more;
+            None with two, which say nothing of their method.
         per_seed: by run name, every checkpoint against the published one (Newcombe).
         note: what to keep in mind, such as another number of items; empty otherwise.
     """
@@ -101,9 +107,9 @@ class Cell:
     Attributes:
         method, task: as in `Run.method` and `Result.task`.
         acc: None where it was not measured.
-        acc_r1v: None where it was not measured (direct tasks have none).
+        acc_r1v: None where it was not measured (direct tasks have none); over the items that all seeds have a verdict on.
         published: None where the paper has no such number or ours cannot be set beside it.
-        why: why there is no measured number, or none that the published one can be compared with; empty otherwise.
+        why: why there is no measured number, or none that the published one can be compared with, or what is missing in it.
     """
 
     method: str
@@ -148,9 +154,9 @@ class MatrixCell:
         train_task: empty for the base.
         eval_task: the task tested on.
         relation: `base`, `same-task`, `cross-task` or `same-task, other data`.
-        acc, acc_r1v: as in `Cell`; `acc` (or, without it, `acc_r1v`) is what `gain` is of.
-        gain: mean minus the base's accuracy on the same items: over seeds where there are 2 or more, else over items; None for
-            the base, and where there is nothing to make an interval of.
+        acc, acc_r1v: as in `Cell`; `gain` is of `acc`.
+        gain: mean minus the base's accuracy on the same items: over items with one seed, over seeds with 3 or more; None for the base, with
+            two seeds, and where there is nothing to make an interval of.
     """
 
     method: str
@@ -205,10 +211,20 @@ def _cell(method: str, task: str, runs: list[Run], model: str) -> Cell:
             method, task, None, None, None, "no finished run of this method on this task" if not runs else "trained, but not evaluated"
         )
     row = published.find(model, method, "" if method == "base" else task, task)
-    why = ""
+    why = _without_verdict(runs, task, acc_r1v) if get_spec(task).tagged else ""
     if row is not None and acc_r1v is None:
         why = f"published, but only {published.METRIC} can be compared with it, and that was not measured"
     return Cell(method, task, acc, acc_r1v, None if row is None else _versus(row, acc_r1v), why)
+
+
+def _without_verdict(runs: list[Run], task: str, acc_r1v: Measured | None) -> str:
+    """What `acc_r1v` lacks; empty where it lacks nothing."""
+    evaluated = [run.name for run in runs if task in run.results]
+    measured = {seed.run for seed in acc_r1v.seeds} if acc_r1v else set()
+    if measured != set(evaluated):
+        return f"acc_r1v is missing in {', '.join(name for name in evaluated if name not in measured)}"
+    left_out = acc_r1v.left_out if acc_r1v else 0
+    return f"acc_r1v leaves out {left_out} item{'s' * (left_out != 1)} that R1-V's grader gave no verdict on" if left_out else ""
 
 
 def _versus(row: Published, measured: Measured | None) -> Versus:
@@ -224,13 +240,15 @@ def _versus(row: Published, measured: Measured | None) -> Versus:
     items = counts.pop() if len(counts) == 1 else None
     if measured and len(measured.seeds) == 1 and per_seed:
         difference = per_seed[0][1]
-    elif measured and items:
+    elif measured and items and len(measured.seeds) >= MIN_SEEDS:
         ours = stats.mean_over_seeds_and_items(measured.values, items)
         limits = stats.square_and_add(ours, Estimate(row.k / row.n, low, high, row.n))
         difference = Difference(measured.mean - row.k / row.n, *limits, "square-and-add: seeds (t), items (Wilson), published (Wilson)")
     asked = {seed.n for seed in measured.seeds} - {None, row.n} if measured else set()
-    note = f"measured on {', '.join(map(str, sorted(filter(None, asked))))} items, published on {row.n}" if asked else ""
-    return Versus(row.k / row.n, row.k, row.n, low, high, row.source, difference, tuple(per_seed), note)
+    notes = [f"measured on {', '.join(map(str, sorted(filter(None, asked))))} items, published on {row.n}"] if asked else []
+    if measured and 1 < len(measured.seeds) < MIN_SEEDS:
+        notes.append(f"of {len(measured.seeds)} seeds: compared with the published number one by one only")
+    return Versus(row.k / row.n, row.k, row.n, low, high, row.source, difference, tuple(per_seed), "; ".join(notes))
 
 
 def matrix(study: Study) -> list[MatrixCell]:
@@ -239,33 +257,39 @@ def matrix(study: Study) -> list[MatrixCell]:
     Raises:
         RecordError: runs that would be averaged differ in more than their seed, or were asked other items than the base.
     """
-    groups: dict[tuple[str, str], list[Run]] = {("base", ""): [study.base]} if study.base else {}
-    groups |= trained(study)
+    groups = [*([[study.base]] if study.base else []), *trained(study).values()]
+    return [cell for runs in groups for cell in matrix_row(study, runs)]
+
+
+def matrix_row(study: Study, runs: list[Run]) -> list[MatrixCell]:
+    """The cells of runs that differ in their seed only, or of one checkpoint.
+
+    Raises:
+        RecordError: they were asked other items than each other or than the base.
+    """
     cells = []
-    for (method, train_task), runs in groups.items():
-        for spec in our_tasks(study):
-            acc, acc_r1v = measure(runs, spec.name, "acc"), measure(runs, spec.name, "acc_r1v")
-            if acc is not None or acc_r1v is not None:
-                gain = _gain(study.base, runs, spec.name) if method != "base" else None
-                cells.append(MatrixCell(method, train_task, spec.name, relation_of(runs[0], spec.name), acc, acc_r1v, gain))
+    for spec in our_tasks(study):
+        acc, acc_r1v = measure(runs, spec.name, "acc"), measure(runs, spec.name, "acc_r1v")
+        if acc is not None or acc_r1v is not None:
+            gain = _gain(study.base, runs, spec.name) if runs[0].method != "base" else None
+            cells.append(MatrixCell(runs[0].method, runs[0].task, spec.name, relation_of(runs[0], spec.name), acc, acc_r1v, gain))
     return cells
 
 
 def _gain(base: Run | None, runs: list[Run], task: str) -> Difference | None:
-    measured = headline(runs, task)
-    start = measure([base], task, measured.metric) if base and measured else None
+    measured, start = measure(runs, task, "acc"), measure([base], task, "acc") if base else None
     if base is None or measured is None or start is None:
         return None
     value = measured.mean - start.mean
     if len(measured.seeds) > 1:
-        if measured.interval == "none":
+        if measured.interval == "none" or len(measured.seeds) < MIN_SEEDS:
             return None
         estimate = stats.mean_over_seeds([share - start.mean for share in measured.values])
         return Difference(value, max(-1.0, estimate.low), min(1.0, estimate.high), "t over seeds, the base's answers taken as they are")
     if measured.interval == "none" or start.interval == "none":
         return None
     holder = next(run for run in runs if run.name == measured.seeds[0].run)
-    ours, its = holder.results[task].correct(measured.metric), base.results[task].correct(measured.metric)
+    ours, its = holder.results[task].correct(), base.results[task].correct()
     if ours.keys() != its.keys():
         raise RecordError(
             f"{holder.results[task].folder} holds other items of {task} than the base's {base.results[task].folder} ({len(ours)} and "
@@ -279,3 +303,45 @@ def _gain(base: Run | None, runs: list[Run], task: str) -> Difference | None:
 def unpublished() -> list[str]:
     """What the paper did not publish as numbers, one sentence each."""
     return list(published.UNPUBLISHED)
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """Everything that is computed of a study; `dataclasses.asdict` gives its JSON.
+
+    Attributes:
+        sweeps: points by sweep: `beta`, `format`, `schedule`; only those with points.
+        confusions: of counting, one a checkpoint of the base and the main arm.
+        slices: accuracy by difficulty and kind of question.
+        unpublished: what the paper did not publish as numbers.
+    """
+
+    table1: Table1
+    matrix: Sequence[MatrixCell]
+    comparisons: Sequence[Comparison]
+    pairs: Sequence[Pair]
+    gains: Sequence[Gain]
+    sweeps: Mapping[str, Sequence[SweepPoint]]
+    confusions: Sequence[Confusion]
+    slices: Sequence[Slice]
+    unpublished: Sequence[str]
+
+
+def analyse(study: Study) -> Findings:
+    """Compute everything that a report says of a study, once.
+
+    Raises:
+        RecordError: runs that would be averaged differ in more than their seed.
+    """
+    names: tuple[Sweep, ...] = get_args(Sweep)
+    return Findings(
+        table1=table1(study),
+        matrix=matrix(study),
+        comparisons=comparisons(study),
+        pairs=pairs(study),
+        gains=gains(study).gains,
+        sweeps={name: points for name in names if (points := sweep(study, name))},
+        confusions=confusions(study),
+        slices=by_difficulty(study),
+        unpublished=unpublished(),
+    )

@@ -43,6 +43,13 @@ def settings(run: Run) -> dict[str, Any]:
     return kept
 
 
+def made_with(run: Run) -> dict[str, Any]:
+    """Return what else must be equal for runs to be averaged, and is no setting: the code that trained, and the prompts it trained on."""
+    identity = run.record.get("identity") if run.config else None
+    identity = identity if isinstance(identity, dict) else {}
+    return {key: identity.get(key) for key in ("code_sha256", "prompts_sha256")}
+
+
 def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return the settings in which two runs differ, with both values."""
     keys = [*first, *(key for key in second if key not in first)]
@@ -141,16 +148,7 @@ def check_runs(runs: Sequence[Run]) -> list[str]:
                 f"{run.folder} evaluates a checkpoint of {run.method} on {run.task}, seed {run.seed}, and {made.folder} trained one: "
                 f"if they belong together, move the evaluation to {made.folder / 'eval'}, else leave one out"
             )
-    problems += _check_weights(runs)
-    mains: dict[tuple[str, str], Run] = {}
-    for run in (run for run in trained if run.arm == "main" and run.config):
-        main = mains.setdefault((run.method, run.task), run)
-        changed = differing(settings(main), settings(run))
-        if changed:
-            problems.append(
-                f"{main.folder} and {run.folder} are both in the main arm of {run.method} on {run.task}, but differ in {_list(changed)}; "
-                'their mean would mean nothing: give one of them another "arm" in its cell.json'
-            )
+    problems += [*_check_weights(trained), *_check_arms(trained)]
     starts: dict[str, Run] = {}
     for run in (run for run in trained if run.arm == "main" and run.start):
         starts.setdefault(run.start, run)
@@ -163,15 +161,36 @@ def check_runs(runs: Sequence[Run]) -> list[str]:
     return problems
 
 
-def _check_weights(runs: Sequence[Run]) -> list[str]:
-    seen: dict[str, Run] = {}
+def _check_arms(trained: Sequence[Run]) -> list[str]:
+    """The main arm of a method on a task has one kind of settings; every arm is trained by one code, with one kind of prompts."""
+    firsts: dict[tuple[Arm, str, str], Run] = {}
     problems = []
-    for run in (run for run in runs if run.results):
-        other = seen.setdefault(run.weights, run)
-        if other is not run and set(other.results) & set(run.results):
-            task = next(task for task in run.results if task in other.results)
+    for run in (run for run in trained if run.arm != "other" and run.config):
+        first = firsts.setdefault((run.arm, run.method, run.task), run)
+        here, there = ((made_with(one) | (settings(one) if run.arm == "main" else {})) for one in (first, run))
+        changed = differing(here, there)
+        if changed:
+            mend = 'give one of them another "arm" in its cell.json'
+            if not changed.keys().isdisjoint(made_with(run)):
+                mend = "train one of them again, leave one out, or " + mend
             problems.append(
-                f"{other.results[task].folder} and {run.results[task].folder} are evaluations of the same weights ({run.weights[:12]}) on "
-                f"{task}; name one of them"
+                f"{first.folder} and {run.folder} are both in the {run.arm} arm of {run.method} on {run.task}, but differ in "
+                f"{_list(changed)}; their mean would mean nothing: {mend}"
+            )
+        if run.arm != "main" and "beta_max" not in run.config:
+            problems.append(f'{run.folder} is {run.method}, which has no {run.arm} to sweep: write {{"arm": "other"}} into its cell.json')
+    return problems
+
+
+def _check_weights(trained: Sequence[Run]) -> list[str]:
+    """One checkpoint under several seeds would count as several. Trainings may end alike, so only results without one are judged by it."""
+    seen: dict[tuple[str, str, str], Run] = {}
+    problems = []
+    for run in (run for run in trained if not run.config and run.weights != run.model):
+        other = seen.setdefault((run.weights, run.method, run.task), run)
+        if other is not run:
+            problems.append(
+                f"{other.folder} and {run.folder} are evaluations of the same weights ({run.weights[:12]}), as seeds {other.seed} and "
+                f"{run.seed} of {run.method} on {run.task}; name one of them"
             )
     return problems

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, cast
 
-from mr1_bench.reports.measures import Measured, headline, our_tasks, trained
+from mr1_bench.reports.measures import Measured, measure, our_tasks, trained
 from mr1_bench.reports.study import Answer, Run, Study
 from mr1_bench.specs import TaskSpec
 from mr1_bench.synth import Family, Split, make_item
 
 By = Literal["level", "family", "gold"]
 _SYNTH = re.compile(r"(?P<family>vc|gr)_synth-l(?P<level>\d)-(?P<split>[a-z]+)-(?P<index>\d+)(?:-s(?P<seed>\d+))?")
+_LONG_NUMBER = 5
+"""Digits of what is no count any more."""
 _FORMS = (("π", r"π|\\pi"), ("root", r"√|\\sqrt"), ("fraction", r"\\frac|/"), ("degrees", "°"), ("number with a unit", r"\d\s*[a-zA-Z]"))
 
 
@@ -43,7 +45,7 @@ class Confusion:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Accuracy (`acc`, else `acc_r1v`) of a method on a part of a task's items.
+    """Accuracy (`acc`) of a method on a part of a task's items.
 
     Attributes:
         method, train_task, eval_task: as in `MatrixCell`.
@@ -77,7 +79,7 @@ def confusion(study: Study, run: Run, task: str | None = None) -> Confusion | No
     name = task or next(iter([*own, *counting]), None)
     if name is None or name not in counting:
         return None
-    answers = [answer for answer in run.results[name].answers if answer.gold.strip().isdecimal()]
+    answers = [answer for answer in run.results[name].answers if answer.gold.strip().isdecimal() and len(answer.gold) < _LONG_NUMBER]
     golds = sorted({int(answer.gold) for answer in answers})
     if not golds:
         return None
@@ -106,7 +108,7 @@ def _answer_class(answer: Answer, known: list[str]) -> str:
     if answer.value is None:
         return "none"
     text = answer.value.strip()
-    number = str(int(text)) if text.isdecimal() else text
+    number = str(int(text)) if text.isdecimal() and len(text) < _LONG_NUMBER else text
     return number if number in known else "other"
 
 
@@ -123,7 +125,7 @@ def by_difficulty(study: Study) -> list[Slice]:
     for (method, train_task), runs in groups.items():
         for task, found in parts.items():
             for (by, value), items in found.items():
-                measured = headline(runs, task, items)
+                measured = measure(runs, task, "acc", items)
                 if measured:
                     slices.append(Slice(method, train_task, task, by, value, measured))
     return slices

@@ -17,18 +17,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mr1_bench import data, prompts, records
+from mr1_bench.errors import UserError
 from mr1_bench.records import RecordError
+from mr1_bench.reports.arms import _BOOKKEEPING
+from mr1_bench.reports.evaluations import is_sampled, read_course
 from mr1_bench.reports.grid import Cell, settings_of
 from mr1_bench.specs import expand, get_spec
 from mr1_bench.tasks import embedded
-from mr1_bench.tasks.evaluate import NO_PIXEL_CAP
+from mr1_bench.tasks.evaluate import NO_PIXEL_CAP, why_not_whole
+from mr1_bench.trainers import metrics
 from mr1_bench.trainers.items import stored_data
 
 CELL, LOG = "cell.json", "log.txt"
 _OURS = (CELL, LOG, "eval", ".lock")
 _EXACT_EVALUATION = {"repeats": 1, "temperature": 0.0, "top_p": 1.0, "seed": 0, "max_pixels": NO_PIXEL_CAP}
+_DECIDE_NOTHING = frozenset({"model", *_BOOKKEEPING}) - {"seed", "method", "task", "eval_every", "eval_items"}
+"""Settings that a finished training may have had otherwise: they decide no weights, or are judged by the hash of what they name."""
 
-Status = Literal["done", "new", "resume", "evaluate", "redo", "busy"]
+Status = Literal["done", "new", "resume", "evaluate", "redo", "differs", "busy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +43,8 @@ class State:
 
     Attributes:
         status: `done`; `new`, nothing is there; `resume`, training goes on; `evaluate`, only the evaluation is missing; `redo`, what is
-            there is another run and has to make room; `busy`, another process is at it.
+            there is damaged, or the beginning of another run, and has to make room; `differs`, it is another run, and finished, so that
+            it makes room only where that is asked for; `busy`, another process is at it.
         why: for people, with what was seen.
         folder: where it is done; None otherwise.
     """
@@ -132,35 +139,47 @@ def _look_at_training(folder: Path, wanted: Wanted) -> State | None:
         return State("new", _failed_before(folder) or "not run yet")
     try:
         run = records.read_json(path)
+        records.check_train_record(run, path)
     except RecordError as error:
         return State("redo", str(error))
-    if not isinstance(run, dict) or run.get("kind") != "train" or not isinstance(run.get("config"), dict):
-        return State("redo", f"{path} is no record of a training")
-    finished = run.get("status") == "finished" and _is_whole(folder / "last")
-    difference = _first_difference(run, wanted, but=("model",) if finished else ())
+    finished = run["status"] == "finished" and _is_whole(folder / "last")
+    difference = _first_difference(run, wanted, but=_DECIDE_NOTHING if finished else frozenset())
+    damage = _damage(folder, finished)
+    if damage or (difference and not finished):
+        return State("redo", damage or difference)
     if difference:
-        return State("redo", difference)
+        return State("differs", difference)
     if finished:
         return None
     failed = _failed_before(folder)
-    step = int(str(run.get("last") or "0").rpartition("-")[2])
+    step = str(run.get("last") or "").rpartition("-")[2].lstrip("0") or "0"
     return State("resume", f"training is at step {step} of {run['config']['steps']}" + (f"; {failed}" if failed else ""))
 
 
-def _first_difference(run: Mapping[str, Any], wanted: Wanted, *, but: tuple[str, ...]) -> str:
+def _damage(folder: Path, finished: bool) -> str:
+    """What is wrong with the logs of a training; empty where nothing is. Of one that goes on the last line may be cut off."""
+    try:
+        for name in ("metrics.jsonl", "evals.jsonl"):
+            if (folder / name).is_file():
+                (read_course if finished else metrics.read_rows)(folder / name)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _first_difference(run: Mapping[str, Any], wanted: Wanted, *, but: frozenset[str]) -> str:
     """In words, the first thing in which a training is another than the wanted one; empty where there is none.
 
     Args:
         run: its record.
         wanted: the other.
-        but: settings that do not count: the name of a checkpoint that is known by its hash.
+        but: settings that do not count.
     """
-    identity = run.get("identity") if isinstance(run.get("identity"), dict) else {}
-    assert isinstance(identity, dict) and wanted.config is not None
+    identity = run.get("identity", {})
     for key, said in (("weights_sha256", "it started from other weights"), ("data_sha256", "it was trained on other data")):
         if identity.get(key) != wanted.identity[key]:
             return said
-    for key, value in wanted.config.items():
+    for key, value in (wanted.config or {}).items():
         if key not in but and run["config"].get(key, ...) != value:
             return f"{key} was {run['config'].get(key)!r} and is now {value!r}"
     for key, said in (("prompts_sha256", "prompts have changed since"), ("code_sha256", "the code has changed since")):
@@ -191,7 +210,10 @@ def _is_whole(checkpoint: Path) -> bool:
 def _look_at_evaluation(folder: Path, wanted: Wanted, weights: str) -> State:
     reasons = []
     for path in sorted(folder.glob("eval/*/run.json")):
-        why = _why_not(path, wanted, weights)
+        try:
+            why = _why_not(_read_evaluation(path), path.parent, wanted, weights)
+        except RecordError as error:
+            why = str(error)
         if not why:
             return State("done", "", folder)
         reasons.append(f"the evaluation in {path.parent.name} does not count: {why}")
@@ -199,19 +221,19 @@ def _look_at_evaluation(folder: Path, wanted: Wanted, weights: str) -> State:
     return State("evaluate", "; ".join(filter(None, [*reasons, failed])) or "it has not been evaluated yet")
 
 
-def _why_not(path: Path, wanted: Wanted, weights: str) -> str:
-    """Why a record is not the wanted evaluation; empty where it is."""
-    try:
-        run = records.read_json(path)
-    except RecordError as error:
-        return str(error)
-    if not isinstance(run, dict) or run.get("kind") != "eval" or not isinstance(run.get("tasks"), dict):
-        return "it is no record of an evaluation"
+def _read_evaluation(path: Path) -> dict[str, Any]:
+    run: dict[str, Any] = records.read_json(path)
+    records.check_eval_record(run, path)
+    return run
+
+
+def _why_not(run: Mapping[str, Any], folder: Path, wanted: Wanted, weights: str) -> str:
+    """Why an evaluation is not the wanted one; empty where it is."""
     if run["model"]["checkpoint_sha256"] != weights:
         return "it is of other weights"
     for key, value in wanted.evaluation.items():
-        if run["config"].get(key) != value:
-            return f"{key} was {run['config'].get(key)!r} and is now {value!r}"
+        if run.get("config", {}).get(key) != value:
+            return f"{key} was {run.get('config', {}).get(key)!r} and is now {value!r}"
     for name, facts in wanted.tasks.items():
         if name not in run["tasks"]:
             return f"it is not of {name}"
@@ -220,20 +242,7 @@ def _why_not(path: Path, wanted: Wanted, weights: str) -> str:
                 return f"{key} of {name} has changed since"
     if run.get("code_sha256") != wanted.code:
         return "the code has changed since (answers are kept and graded again)"
-    return _why_not_whole(path.parent, run)
-
-
-def _why_not_whole(folder: Path, run: Mapping[str, Any]) -> str:
-    if not (folder / str(run.get("results_file"))).is_file():
-        return f"its file {run.get('results_file')} is missing"
-    for name in run.get("sample_files", []):
-        task = next((task for task in run["tasks"] if name.endswith(f"_samples_{task}.jsonl")), "")
-        path = folder / name
-        if not path.is_file():
-            return f"its file {name} is missing"
-        if task and path.read_bytes().count(b"\n") != run["tasks"][task]["n"]:
-            return f"its file {name} is cut off"
-    return ""
+    return why_not_whole(folder, run)
 
 
 def _failed_before(folder: Path) -> str:
@@ -263,38 +272,33 @@ def write_cell(
 
 
 def make_room(cell: Cell, aside: Path, state: State) -> Path | None:
-    """Prepare a cell's folder for its next attempt; gives the folder that another run was moved to, if there was one.
+    """Move what is in the way of a cell's next attempt aside; gives the folder that it is in now, if there was something.
 
-    Results are never removed: they may have cost days. A folder with nothing but the traces of a failure is cleared, because training
-    begins in an empty one.
+    Results are never removed: they may have cost days.
     """
-    folder = cell.folder
-    if state.status == "redo":
-        target = _free_name(aside, cell.name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder.replace(target)
-        return target
-    if state.status == "new" and folder.is_dir():
-        for name in (CELL, LOG):
-            (folder / name).unlink(missing_ok=True)
-        if cell.config is not None and (folder / "eval").is_dir():  # of weights that are not here
-            target = _free_name(aside, cell.name)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            folder.replace(target)
-            return target
-    return None
+    of_other_weights = state.status == "new" and cell.config is not None and (cell.folder / "eval").is_dir()
+    return _move(cell.folder, aside, cell.name) if state.status in ("redo", "differs") or of_other_weights else None
 
 
 def drop_other_evaluations(cell: Cell, wanted: Wanted, aside: Path) -> list[Path]:
-    """Move evaluations of a finished cell that are not the wanted one, but of the same tasks, aside: each would count as a second one."""
+    """Move aside what would count as a second evaluation of a finished cell, or as a damaged one.
+
+    The first that is the wanted one stays, and so do evaluations of other tasks and sampled ones.
+    """
     weights = wanted.identity["weights_sha256"] if cell.config is None else records.checkpoint_sha256(cell.folder / "last")
-    moved = []
+    moved: list[Path] = []
+    kept = False
     for path in sorted(cell.folder.glob("eval/*/run.json")):
-        if _why_not(path, wanted, weights):
-            target = _free_name(aside, f"{cell.name}-{path.parent.name}")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            path.parent.replace(target)
-            moved.append(target)
+        try:
+            run = _read_evaluation(path)
+        except RecordError:
+            run = None
+        if run is not None and (is_sampled(run) or wanted.tasks.keys().isdisjoint(run["tasks"])):
+            continue
+        if run is not None and not kept and not _why_not(run, path.parent, wanted, weights):
+            kept = True
+            continue
+        moved.append(_move(path.parent, aside, f"{cell.name}-{path.parent.name}"))
     return moved
 
 
@@ -304,8 +308,12 @@ def drop_optimizer_state(folder: Path) -> None:
         shutil.rmtree(path)
 
 
-def _free_name(aside: Path, name: str) -> Path:
+def _move(folder: Path, aside: Path, name: str) -> Path:
+    """Move a folder to a free name below another; gives the name."""
     number = 1
     while (aside / f"{name}-{number}").exists():
         number += 1
-    return aside / f"{name}-{number}"
+    target = aside / f"{name}-{number}"
+    aside.mkdir(parents=True, exist_ok=True)
+    folder.replace(target)
+    return target

@@ -1,7 +1,8 @@
 """Reads folders of runs and evaluations, ours and those of plain lmms-eval, into a `Study`, and refuses what may not be compared.
 
 What is failed, unfinished or half-written is listed with the reason, never read. Weights are not needed. `folders` finds the records,
-`evaluations` reads one evaluation, `arms` decides what a run is for. This module must not know statistics or how anything is shown.
+`evaluations` and `foreign` read one evaluation, `arms` decides what a run is for. This module must not know statistics or how anything is
+shown.
 """
 
 from __future__ import annotations
@@ -15,22 +16,15 @@ from typing import Any, TypeVar, get_args
 
 from mr1_bench.records import RecordError, read_json
 from mr1_bench.reports import arms
-from mr1_bench.reports.evaluations import (
-    DECLARATION,
-    IDENTITY,
-    Evaluation,
-    Pool,
-    is_sampled,
-    read_foreign,
-    read_own,
-    read_rows,
-)
+from mr1_bench.reports.evaluations import IDENTITY, Evaluation, Pool, is_sampled, read_course, read_own
 from mr1_bench.reports.folders import Found, find
+from mr1_bench.reports.foreign import DECLARATION, is_sampled_plain, read_foreign
 from mr1_bench.reports.study import METHODS, Arm, Missing, Result, Run, Study
 from mr1_bench.specs import SPECS, UnknownTaskError, get_spec
 
 _ARMS: tuple[Arm, ...] = get_args(Arm)
 _SHOWN_PROBLEMS = 8
+_SAMPLED = "not comparable: its answers were sampled, the others are greedy"
 _Known = TypeVar("_Known")
 
 
@@ -99,11 +93,14 @@ def _read_evaluations(found: Found, pool: Pool) -> tuple[list[Evaluation], list[
     evaluations, missing = [], []
     for folder, run in found.own.items():
         if is_sampled(run):
-            missing.append(Missing(folder.name, folder, "not comparable: its answers were sampled, the others are greedy"))
+            missing.append(Missing(folder.name, folder, _SAMPLED))
         else:
             evaluations.append(read_own(folder, run, pool))
     for path in found.foreign:
-        evaluations.append(read_foreign(path, _above(path.parent, found.declared)[1], pool))
+        if is_sampled_plain(path):
+            missing.append(Missing(path.parent.name, path.parent, _SAMPLED))
+        else:
+            evaluations.append(read_foreign(path, _above(path.parent, found.declared)[1], pool))
     return [one for one in evaluations if one.results], missing
 
 
@@ -125,17 +122,15 @@ def _join(found: Found, evaluations: Sequence[Evaluation]) -> tuple[list[_Draft]
     drafts: dict[Path, _Draft] = {}
     missing: list[Missing] = []
     for folder, run in found.trainings.items():
+        training = {key: run[key] for key in ("method", "task", "seed")} | {"level": run["config"].get("level", 1)}
         try:
-            training = {key: run[key] for key in ("method", "task", "seed")}
-            config = run["config"]
-        except KeyError as error:
-            raise RecordError(
-                f"{folder / 'run.json'} does not say {error}: it is no record of `mr1-bench train`; add it, or leave it out"
-            ) from None
+            _task_names(training["task"], training["level"])
+        except UnknownTaskError as error:
+            raise RecordError(f"{folder / 'run.json'}: {error}") from None
         why = _unfinished(run)
         if why:
             missing.append(Missing(folder.name, folder, why))
-        drafts[folder] = _Draft(folder, training | {"level": config.get("level", 1)}, run, trained=True)
+        drafts[folder] = _Draft(folder, training, run, trained=True)
     by_weights: dict[tuple[str, str], _Draft] = {}
     alone: list[Evaluation] = []
     places = {folder.resolve(): draft for folder, draft in drafts.items()}
@@ -159,8 +154,10 @@ def _join(found: Found, evaluations: Sequence[Evaluation]) -> tuple[list[_Draft]
             by_weights[key] = _Draft(one.folder, one.training, one.record)
         by_weights[key].evaluations.append(one)
     unfinished = {one.folder for one in missing}
+    strays = {repr(_asked(one.training)) for one in alone}  # may be evaluations of a cell: which, is asked below
     for draft in drafts.values():
-        if draft.folder.parent in found.grids and draft.folder not in unfinished and not draft.evaluations:
+        lacking = not draft.evaluations and repr(_asked(draft.training)) not in strays
+        if lacking and draft.folder.parent in found.grids and draft.folder not in unfinished:
             missing.append(Missing(draft.folder.name, draft.folder, "trained, but not evaluated yet: run the same command again to go on"))
             unfinished.add(draft.folder)
     kept = [draft for draft in drafts.values() if draft.folder not in unfinished]
@@ -274,10 +271,6 @@ def _run(draft: _Draft) -> Run:
     if draft.training is None:
         return Run("", draft.folder, first.model if first else "", weights, "base", "", None, "main", {}, "", draft.record, results=ordered)
     training = draft.training
-    try:
-        task = _task_names(training["task"], training.get("level", 1))
-    except UnknownTaskError as error:
-        raise RecordError(f"{draft.folder / 'run.json'}: {error}") from None
     trained = draft.record if draft.trained else {}
     return Run(
         name="",
@@ -285,14 +278,14 @@ def _run(draft: _Draft) -> Run:
         model=first.model if first else str(draft.folder / (trained.get("last") or "last")),
         weights=weights,
         method=str(training["method"]),
-        task=task,
+        task=_task_names(training["task"], training.get("level", 1)),
         seed=training.get("seed"),
         arm=draft.arm or "main",
         config=trained.get("config", {}),
         start=str((trained.get("identity") or {}).get("weights_sha256") or ""),
         record=draft.record,
-        metrics=tuple(read_rows(draft.folder / "metrics.jsonl")) if draft.trained else (),
-        evals=tuple(read_rows(draft.folder / "evals.jsonl")) if draft.trained else (),
+        metrics=read_course(draft.folder / "metrics.jsonl") if draft.trained else (),
+        evals=read_course(draft.folder / "evals.jsonl") if draft.trained else (),
         results=ordered,
     )
 
@@ -315,8 +308,8 @@ def _check_identities(runs: Sequence[Run]) -> list[str]:
         results = [run.results[task] for run in runs if task in run.results]
         for key in IDENTITY:
             values: dict[str, list[Result]] = {}
-            for result in (one for one in results if one.identity):
-                values.setdefault(str(result.identity.get(key)), []).append(result)
+            for result in (one for one in results if key in one.identity):
+                values.setdefault(str(result.identity[key]), []).append(result)
             problems += _mixed(task, key, values)
         if any(problem.startswith(f"{task} ") for problem in problems):
             continue

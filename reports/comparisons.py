@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 
 from mr1_bench import published, stats
 from mr1_bench.published import CLAIMS, Claim
-from mr1_bench.reports.measures import MIN_SEEDS, Difference, Measured, headline, measure, our_tasks, paper_model, relation_of, trained
+from mr1_bench.reports.measures import MIN_SEEDS, Difference, Measured, measure, our_tasks, paper_model, relation_of, trained
 from mr1_bench.reports.study import METHOD_NAMES, Run, Study
 from mr1_bench.specs import get_spec
+from mr1_bench.tables import p_text
 
 ALPHA = 0.05
 """Level of the tests."""
@@ -137,8 +138,8 @@ def comparisons(study: Study) -> list[Comparison]:
     for train_task in dict.fromkeys(task for _, task in groups):
         for spec in our_tasks(study):
             for a, b in METHOD_PAIRS:
-                one, two = headline(groups.get((a, train_task), []), spec.name), headline(groups.get((b, train_task), []), spec.name)
-                if one and two and one.metric == two.metric:
+                one, two = (measure(groups.get((method, train_task), []), spec.name, "acc") for method in (a, b))
+                if one and two:
                     related = relation_of(groups[a, train_task][0], spec.name)
                     found.append(_compare(Place(train_task, spec.name, related), a, one, b, two))
     tested = [index for index, comparison in enumerate(found) if comparison.p is not None]
@@ -202,11 +203,6 @@ def _state(comparison: Comparison, tests: int) -> str:
     return f"No difference shown between {a} and {b} {where}: {numbers}. That is not evidence that there is none."
 
 
-def p_text(p: float) -> str:
-    """A p-value as it is printed: `p = 0.034`, `p < 0.0001`."""
-    return "p < 0.0001" if p < 0.0001 else f"p = {p:.4f}" if p < 0.01 else f"p = {p:.3f}"
-
-
 def pairs(study: Study) -> list[Pair]:
     """Statements about checkpoints: methods trained on the same task with the same seed, and each checkpoint against the base.
 
@@ -233,10 +229,9 @@ def pairs(study: Study) -> list[Pair]:
 def _pair(a: Run, b: Run, train_task: str, task: str) -> Pair | None:
     if task not in a.results or task not in b.results:
         return None
-    metric = next((name for name in ("acc", "acc_r1v") if a.results[task].correct(name) and b.results[task].correct(name)), None)
-    if metric is None:
+    ours, its = a.results[task].correct(), b.results[task].correct()
+    if not ours or not its:
         return None
-    ours, its = a.results[task].correct(metric), b.results[task].correct(metric)
     common = ours.keys() & its.keys()
     both = sum(ours[item] and its[item] for item in common)
     only_a = sum(ours[item] and not its[item] for item in common)

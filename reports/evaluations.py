@@ -1,11 +1,13 @@
-"""Reads the folder of one evaluation, ours or one that plain lmms-eval wrote, down to every answer and what the graders read in it.
+"""Reads the folder of one evaluation of ours, down to every answer and what the graders read in it.
 
-Our own records need nothing but their folder: the checkpoint may be gone. This module must not know runs, arms or what is compared.
+It needs nothing but the folder: the checkpoint may be gone. What plain lmms-eval wrote is read by `foreign`. This module must not know
+runs, arms or what is compared.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +16,16 @@ from typing import Any
 from mr1_bench import records
 from mr1_bench.records import RecordError
 from mr1_bench.reports.study import Answer, Result
-from mr1_bench.specs import SPECS, TaskSpec, UnknownTaskError, get_spec
+from mr1_bench.specs import SPECS, TaskSpec
 
-IDENTITY = ("dataset_sha256", "pixels_sha256", "prompt_sha256", "decoding", "limit")
-"""What decides what was asked; equal for all results of a task that may stand in one table."""
-DECLARATION = "training.json"
-"""A file beside (or above) results of plain lmms-eval that says what their checkpoint was trained on, where the checkpoint cannot."""
+_ASKED = ("dataset_sha256", "pixels_sha256", "prompt_sha256", "decoding", "limit")
+IDENTITY = (*_ASKED, "backend", "max_pixels", "code_sha256")
+"""What was asked, of what engine, and by what code it was graded; equal for all results of a task that may stand in one table."""
 
-_OURS = {spec.name: spec for spec in SPECS}
+OURS = {spec.name: spec for spec in SPECS}
+"""The project's own tasks, by name."""
 _ENGINE_SETTINGS = ("device", "batch_size", "max_pixels")
+_JOURNAL_KEY = re.compile(r"([^/]+)/(\d{1,9})/0(?:/.*)?")
 _AGAIN = "evaluate again with `mr1-bench eval`"
 
 
@@ -72,13 +75,18 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         return []
+    try:
+        text = path.read_text(encoding="utf-8", errors="surrogatepass")
+    except UnicodeDecodeError as error:
+        number = error.object.count(b"\n", 0, error.start) + 1
+        raise _cut_off(path, f"line {number}", f"not UTF-8 ({error.reason})") from None
     # Not splitlines: lmms-eval writes answers as they are, and U+2028 and its like may stand in them.
-    lines = path.read_text(encoding="utf-8", errors="surrogatepass").removesuffix("\n").split("\n")
+    lines = text.removesuffix("\n").split("\n")
     if lines == [""]:
         return []
     try:
         rows = json.loads(f"[{','.join(lines)}]")  # in one go: three times as fast, and all rows share their keys' strings
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         rows = []
     if len(rows) == len(lines) and all(type(row) is dict for row in rows):
         return rows  # type: ignore[no-any-return]  # just checked
@@ -89,15 +97,29 @@ def _one_by_one(path: Path, lines: list[str]) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise RecordError(
-                f"{path}, line {number} of {len(lines)}: not JSON ({error}); the file was cut off or changed: {_AGAIN}"
-                if "samples_" in path.name
-                else f"{path}, line {number} of {len(lines)}: not JSON ({error}); the file was cut off or changed: run the training again"
-            ) from None
+        except (ValueError, RecursionError) as error:
+            raise _cut_off(path, f"line {number} of {len(lines)}", f"not JSON ({error})") from None
         if not isinstance(row, dict):
             raise RecordError(f"{path}, line {number}: expected a JSON object, not {line[:40]!r}")
         yield row
+
+
+def _cut_off(path: Path, place: str, what: str) -> RecordError:
+    mend = _AGAIN if "samples_" in path.name else "run the training again"
+    return RecordError(f"{path}, {place}: {what}; the file was cut off or changed: {mend}")
+
+
+def read_course(path: Path) -> tuple[dict[str, Any], ...]:
+    """Read the rows of a training's metrics.jsonl or evals.jsonl.
+
+    Raises:
+        RecordError: a line is not an object, or its step or number of items is no whole number.
+    """
+    rows = read_rows(path)
+    for number, row in enumerate(rows, 1):
+        if type(row.get("step")) is not int or type(row.get("items", 0)) is not int:
+            raise _cut_off(path, f"line {number}", "`step` or `items` is missing or no whole number")
+    return tuple(rows)
 
 
 def is_sampled(run: Mapping[str, Any]) -> bool:
@@ -117,28 +139,26 @@ def read_own(folder: Path, run: Mapping[str, Any], pool: Pool) -> Evaluation:
     Raises:
         RecordError: a file is missing or damaged, or does not hold what run.json says.
     """
-    path = folder / "run.json"
-    try:
-        model, weights, training = (run["model"][key] for key in ("path", "checkpoint_sha256", "training"))
-        stamp = str(run["results_file"]).removesuffix("_results.json")
-        entries = {name: entry for name, entry in run["tasks"].items() if name in _OURS}
-        config = run.get("config", {})
-        settings = [f"{key} {config[key]}" for key in _ENGINE_SETTINGS if config.get(key) is not None]
-        engine = ", ".join([config["backend"], *settings]) if "backend" in config else ""
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RecordError(f"{path} is not a record of `mr1-bench eval` ({error!r}); remove its folder and {_AGAIN}") from None
+    records.check_eval_record(run, folder / "run.json")
+    stamp = run["results_file"].removesuffix("_results.json")
+    entries = {name: entry for name, entry in run["tasks"].items() if name in OURS}
+    config = run.get("config", {})
+    shown = [f"{key} {config[key]}" for key in _ENGINE_SETTINGS if config.get(key) is not None]
+    engine = ", ".join([config["backend"], *shown]) if "backend" in config else ""
+    settings = {"backend": config.get("backend"), "max_pixels": config.get("max_pixels"), "code_sha256": run.get("code_sha256")}
     tokens = _journal_tokens(folder / "journal.jsonl")
     results = {}
     for name, entry in entries.items():
         samples = folder / f"{stamp}_samples_{name}.jsonl"
         if not samples.is_file():
             raise RecordError(f"{folder} has no {samples.name}, which its run.json names: put it back, or {_AGAIN}")
-        answers = _read_answers(samples, _OURS[name], pool, tokens.get(name, {}))
-        means = _means(answers)
+        answers = read_answers(samples, OURS[name], pool, tokens.get(name, {}))
+        means = means_of_answers(answers)
         _check_own(samples, answers, means, entry)
-        identity = {key: entry.get(key) for key in IDENTITY}
+        identity = {key: entry.get(key) for key in _ASKED} | settings
         results[name] = Result(name, folder, answers, means, identity, engine, run.get("tokens_per_s"))
-    return Evaluation(folder, str(model), str(weights), training, run, results)
+    model = run["model"]
+    return Evaluation(folder, model["path"], model["checkpoint_sha256"], model["training"], run, results)
 
 
 def _check_own(path: Path, answers: tuple[Answer, ...], means: Mapping[str, float], entry: Mapping[str, Any]) -> None:
@@ -152,96 +172,23 @@ def _check_own(path: Path, answers: tuple[Answer, ...], means: Mapping[str, floa
             )
 
 
-def read_foreign(path: Path, declared: Mapping[str, Any] | None, pool: Pool) -> Evaluation:
-    """Read an evaluation that plain lmms-eval wrote.
-
-    What the checkpoint was trained on is taken from the declaration, else from the `run.json` in the checkpoint's folder, where that is
-    at hand; a model of the hub counts as a base model.
+def read_answers(path: Path, spec: TaskSpec, pool: Pool, tokens: Mapping[int, int]) -> tuple[Answer, ...]:
+    """Read the samples of a task, in the order of the items.
 
     Args:
-        path: its `*_results.json`.
-        declared: contents of the `training.json` beside it, if any.
+        path: lmms-eval's `*_samples_*.jsonl`.
+        spec: the task.
         pool: keeps one copy of each text.
+        tokens: lengths of the answers by item, as far as known elsewhere.
 
     Raises:
-        RecordError: a file is damaged, `acc` is missing, or the training cannot be known.
+        RecordError: it is damaged, holds no answers, or several to one item.
     """
-    content = records.read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
-        raise RecordError(f"{path} is not a results file of lmms-eval: it has no object `results`")
-    config = content.get("config") or {}
-    arguments = dict(pair.split("=", 1) for pair in str(config.get("model_args") or "").split(",") if "=" in pair)
-    model = arguments.get("pretrained") or arguments.get("model") or str(content.get("model_name") or "")
-    weights, training = _training_of(path, model, declared)
-    model = model or str(path.parent)
-    stamp = path.name.removesuffix("_results.json")
-    results = {}
-    for name, values in content["results"].items():
-        if name not in _OURS:
-            continue
-        samples = path.parent / f"{stamp}_samples_{name}.jsonl"
-        means = {
-            key.partition(",")[0]: float(value)
-            for key, value in values.items()
-            if key.partition(",")[0] in _OURS[name].metrics and isinstance(value, int | float)
-        }
-        if "acc" not in means:
-            raise RecordError(f"{path} has no `acc` of {name}: evaluate again with this version of mr1-bench")
-        answers = _read_answers(samples, _OURS[name], pool, {}) if samples.is_file() else ()
-        for metric, value in _means(answers).items():
-            if metric in means and abs(means[metric] - value) > 1e-6:
-                raise RecordError(
-                    f"{samples}: {metric} of its {len(answers)} answers is {value:.4f}, but {path.name} says {means[metric]:.4f}: it was "
-                    "cut off or changed; evaluate again"
-                )
-        engine = ", ".join(filter(None, (str(config.get("model") or ""), str(config.get("model_args") or ""))))
-        results[name] = Result(name, path.parent, answers, means, {}, engine, foreign=True)
-    record = {"kind": "foreign", "results_file": path.name}
-    record |= {key: value for key, value in content.items() if key not in ("results", "configs", "groups", "group_subtasks", "samples")}
-    return Evaluation(path.parent, model, weights, training, record, results)
-
-
-def _training_of(path: Path, model: str, declared: Mapping[str, Any] | None) -> tuple[str, Mapping[str, Any] | None]:
-    """Weights (a hash, or a name) and training of a checkpoint that plain lmms-eval evaluated."""
-    checkpoint = Path(model)
-    here = bool(model) and any(checkpoint.glob("*.safetensors"))
-    weights = records.checkpoint_sha256(checkpoint) if here else model or str(path.parent)
-    if declared is not None:
-        return weights, None if declared["method"] == "base" else declared
-    if here:
-        return weights, records.training_of(checkpoint)
-    if not model or checkpoint.is_absolute() or checkpoint.is_dir() or model.startswith((".", "~")):
-        what = f"the checkpoint {model} is not here" if model else "it does not name its checkpoint"
-        raise RecordError(
-            f"{path}: {what}, so what it was trained on is unknown. Say it in {path.parent / DECLARATION}: "
-            '{"method": "grpo", "task": "gr", "seed": 0}, or {"method": "base"} for a model before training'
-        )
-    return weights, None
-
-
-def read_declaration(path: Path) -> Mapping[str, Any]:
-    """Read a `training.json`.
-
-    Raises:
-        RecordError: it does not say method and task, or names a task that does not exist.
-    """
-    content = records.read_json(path)
-    if not isinstance(content, dict) or "method" not in content or (content["method"] != "base" and "task" not in content):
-        raise RecordError(f'{path}: expected {{"method": "grpo", "task": "gr", "seed": 0}}, or {{"method": "base"}}')
-    try:
-        for name in str(content.get("task") or "gr").split(","):
-            get_spec(name)
-    except UnknownTaskError as error:
-        raise RecordError(f"{path}: {error}") from None
-    return {"method": content["method"], "task": content.get("task", ""), "seed": content.get("seed")}
-
-
-def _read_answers(path: Path, spec: TaskSpec, pool: Pool, tokens: Mapping[int, int]) -> tuple[Answer, ...]:
     answers: dict[int, Answer] = {}
     for number, row in enumerate(read_rows(path), 1):
         try:
             answer = _answer(row, spec, pool, tokens)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
             raise RecordError(f"{path}, line {number}: not a sample of lmms-eval ({error!r}); {_AGAIN}") from None
         if "acc" not in answer.scores:
             raise RecordError(f"{path}, line {number}: the sample has no `acc`; evaluate again with this version of mr1-bench")
@@ -267,6 +214,7 @@ def _answer(row: Mapping[str, Any], spec: TaskSpec, pool: Pool, tokens: Mapping[
     if length is None:
         counted = (row.get("token_counts") or [None])[0]
         length = counted.get("output_tokens") if isinstance(counted, dict) else None
+        length = length if type(length) is int else None
     value, value_r1v = detail.get("value"), detail.get("extracted_r1v")
     return Answer(
         doc_id,
@@ -285,19 +233,19 @@ def _journal_tokens(path: Path) -> dict[str, dict[int, int]]:
     lengths: dict[str, dict[int, int]] = {}
     try:
         rows = read_rows(path)
-    except (RecordError, UnicodeDecodeError):
+    except RecordError:
         return lengths
     for row in rows:
         answers = row.get("answers")
         for key, answer in answers.items() if isinstance(answers, dict) else ():
-            task, doc_id, repeat, *_ = key.split("/")
-            if repeat == "0" and isinstance(answer.get("tokens"), int):
-                lengths.setdefault(task, {})[int(doc_id)] = answer["tokens"]
+            place = _JOURNAL_KEY.fullmatch(key)
+            if place and isinstance(answer, dict) and type(answer.get("tokens")) is int:
+                lengths.setdefault(place[1], {})[int(place[2])] = answer["tokens"]
     return lengths
 
 
-def _means(answers: tuple[Answer, ...]) -> dict[str, float]:
-    """Mean of each metric over the answers that have a verdict."""
+def means_of_answers(answers: tuple[Answer, ...]) -> dict[str, float]:
+    """Return the mean of each metric over the answers that have a verdict."""
     sums: dict[str, list[float]] = {}
     for answer in answers:
         for metric, value in answer.scores.items():

@@ -1,7 +1,7 @@
-"""Words for captions and alternative texts, made from measured values: who is highest, by how much, and do the intervals overlap.
+"""Words for captions and alternative texts, made from measured values.
 
-Plain functions on numbers; nothing here knows a figure or draws. A caption describes what was measured; whether methods differ is decided
-by the tests of `analysis`, so no sentence here calls a difference real.
+Plain functions on numbers; nothing here knows a figure or draws. A caption says what was measured, and names a winner only where the
+training seeds tell one (`winner`).
 """
 
 from __future__ import annotations
@@ -82,50 +82,48 @@ def bars(drawn: Iterable[Point], what: str = "Bars") -> str:
     return f"{what}: {'; '.join(parts)}{tail}."
 
 
-def overlap(a: Point, b: Point) -> bool | None:
-    """Whether two intervals share a value; None where one is missing or only the range of two seeds."""
-    if a.low is None or a.high is None or b.low is None or b.high is None or "range" in (a.bar, b.bar):
-        return None
-    return a.low <= b.high and b.low <= a.high
+def winner(ranked: Sequence[Point]) -> Point | None:
+    """The one that a caption may call the highest, if any.
+
+    It and every other must have a 95 % t interval over 3 or more training seeds, and its own lie above all of theirs: what no interval of
+    seeds tells apart is not ranked.
+    """
+    first, *others = sorted(ranked, key=lambda one: -one.value)
+    above = [one.high for one in others if one.bar == "t" and one.high is not None]
+    known = first.bar == "t" and first.low is not None and len(above) == len(others) > 0
+    return first if known and max(above) < (first.low or 0.0) else None
 
 
 def leader(ranked: Sequence[Point]) -> str:
-    """Say which is highest, by how much over the next, and whether their intervals overlap.
+    """Say who is highest, by how much over the next, where the seeds tell (`winner`); else only what each reaches.
 
     Returns:
-        a clause without a full stop, such as `GRPO-D is highest (64.8 %), 3.2 points above SFT (intervals overlap)`; where one has under
-        3 seeds it says that it is about checkpoints.
+        a clause without a full stop, such as `GRPO-D is highest (64.8 %), 3.2 points above SFT (intervals do not overlap)` or
+        `SFT 61.6 % and GRPO-D 64.8 %`.
 
     Raises:
-        ValueError: there is nothing to rank.
+        ValueError: there is nothing to name.
     """
     if not ranked:
-        raise ValueError("nothing to rank: a caption needs at least one measured value")
-    order = sorted(ranked, key=lambda one: -one.value)
-    first = order[0]
-    if len(order) == 1:
-        return f"{first.label} reaches {percent(first.value)}"
-    among = "among these checkpoints " if min(one.seeds for one in order) < 3 else ""
-    ties = [one.label for one in order if percent(one.value) == percent(first.value)]
-    if len(ties) > 1:
-        return f"{among}{join(ties)} are level at {percent(first.value)}" + (", the highest" if len(ties) < len(order) else "")
-    second = order[1]
-    shared = overlap(first, second)
-    tail = "" if shared is None else " (intervals overlap)" if shared else " (intervals do not overlap)"
-    return f"{among}{first.label} is highest ({percent(first.value)}), {points(first.value - second.value)} above {second.label}{tail}"
+        raise ValueError("nothing to name: a caption needs at least one measured value")
+    if len(ranked) == 1:
+        return f"{ranked[0].label} reaches {percent(ranked[0].value)}"
+    first = winner(ranked)
+    if first is None:
+        return join([f"{one.label} {percent(one.value)}" for one in ranked])
+    second = max((one for one in ranked if one is not first), key=lambda one: one.value)
+    gap = points(first.value - second.value)
+    return f"{first.label} is highest ({percent(first.value)}), {gap} above {second.label} (intervals do not overlap)"
 
 
 def extremes(swept: Sequence[Point], axis: str) -> str:
-    """Say where a swept setting does best and worst, and whether the two intervals overlap; a clause without a full stop."""
-    best, worst = max(swept, key=lambda one: one.value), min(swept, key=lambda one: one.value)
-    if percent(best.value) == percent(worst.value):
-        return f"every {axis} gives {percent(best.value)}"
-    shared = overlap(best, worst)
-    tail = "" if shared is None else ", with intervals that overlap" if shared else ", with intervals that do not overlap"
-    return (
-        f"highest at {axis} = {best.label} ({percent(best.value)}) and lowest at {worst.label} ({percent(worst.value)}), "
-        f"{points(best.value - worst.value)} apart{tail}"
-    )
+    """Say between which values a swept setting moves, and where it is highest if the seeds tell; a clause without a full stop."""
+    values = [one.value for one in swept]
+    if percent(min(values)) == percent(max(values)):
+        return f"every {axis} gives {percent(max(values))}"
+    best = winner(swept)
+    told = f", highest at {axis} = {best.label}, whose interval overlaps no other" if best else ""
+    return f"between {percent(min(values))} and {percent(max(values))}{told}"
 
 
 def interval(one: Point) -> str:

@@ -132,8 +132,7 @@ def breakdowns(slices: Sequence[Slice]) -> list[Drawing]:
     Kinds of questions and golds are shown for the tasks that somebody was trained on, levels for all
     but the direct-answer tasks, which are other tasks at the same level.
     """
-    metric = "acc" if any(one.measured.metric == "acc" for one in slices) else "acc_r1v"
-    same = [one for one in slices if one.measured.metric == metric and (one.method == "base" or _same_data(one.train_task, one.eval_task))]
+    same = [one for one in slices if one.method == "base" or _same_data(one.train_task, one.eval_task)]
     trained = {one.train_task for one in slices}
     own = [one for one in same if one.eval_task in trained]
     found = [_by_level([one for one in same if one.by == "level" and get_spec(one.eval_task).tagged])]
@@ -249,7 +248,7 @@ def _by_kind(slices: Sequence[Slice], by: Literal["family", "gold"]) -> Drawing 
         legend_above(canvas, list(grid[:, 0]))
 
     what = "question family" if by == "family" else "gold answer"
-    said = " ".join(filter(None, (_hardest(task, kinds[task], methods, marks) for task in tasks)))
+    said = " ".join(filter(None, (_spread(task, kinds[task], methods, marks) for task in tasks)))
     alt = f"Accuracy by {what}. " + " ".join(
         f"{task_name(task)}, {kind_name(kind)}: "
         + join(
@@ -268,14 +267,10 @@ def _by_kind(slices: Sequence[Slice], by: Literal["family", "gold"]) -> Drawing 
     return Drawing(f"accuracy-by-{by}", f"Accuracy by {what}", caption, alt, height, paint)
 
 
-def _hardest(task: str, kinds: Sequence[str], methods: Sequence[str], marks: dict[tuple[str, str, str], Point]) -> str:
-    """Which kinds are hardest and easiest for the last method in the tables' order, and for whom the spread is widest."""
+def _spread(task: str, kinds: Sequence[str], methods: Sequence[str], marks: dict[tuple[str, str, str], Point]) -> str:
+    """Between which values the last method in the tables' order moves over the kinds."""
     method = methods[-1]
-    ones = [(marks[task, kind, method], kind) for kind in kinds if (task, kind, method) in marks]
-    if len(ones) < 2:
+    shares = [marks[task, kind, method].value for kind in kinds if (task, kind, method) in marks]
+    if len(shares) < 2:
         return ""
-    worst, best = min(ones, key=lambda one: one[0].value), max(ones, key=lambda one: one[0].value)
-    return (
-        f"{task_name(task)}: {method_name(method)} is weakest on {kind_name(worst[1])} ({percent(worst[0].value)}) and strongest on "
-        f"{kind_name(best[1])} ({percent(best[0].value)})."
-    )
+    return f"{task_name(task)}: {method_name(method)} is between {percent(min(shares))} and {percent(max(shares))}."

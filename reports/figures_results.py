@@ -30,7 +30,7 @@ from mr1_bench.reports.figure_style import (
     task_name,
     task_order,
 )
-from mr1_bench.reports.figure_text import Point, bars, extremes, interval, join, leader, number, overlap, percent, point, points
+from mr1_bench.reports.figure_text import Point, bars, extremes, interval, join, leader, number, percent, point, winner
 from mr1_bench.reports.measures import Measured
 
 if TYPE_CHECKING:
@@ -47,15 +47,7 @@ Key = tuple[str, str, str]
 
 
 def _measured(cells: Sequence[MatrixCell]) -> dict[Key, Measured]:
-    """What to show of each cell: `acc`, or `acc_r1v` where nobody has `acc`. The two are never mixed in a figure."""
-    accs = {(cell.method, cell.train_task, cell.eval_task): cell.acc for cell in cells}
-    if not any(accs.values()):
-        accs = {(cell.method, cell.train_task, cell.eval_task): cell.acc_r1v for cell in cells}
-    return {key: value for key, value in accs.items() if value is not None}
-
-
-def _grader(values: dict[Key, Measured]) -> str:
-    return " Graded by acc_r1v." if any(value.metric == "acc_r1v" for value in values.values()) else ""
+    return {(cell.method, cell.train_task, cell.eval_task): cell.acc for cell in cells if cell.acc is not None}
 
 
 def _base(cells: Sequence[MatrixCell], task: str) -> Point | None:
@@ -100,6 +92,8 @@ def format_weight(swept: Sequence[SweepPoint], cells: Sequence[MatrixCell]) -> D
     marks = {key: [point(number(one.x or 0.0), one.acc) for one in ones if one.acc] for key, ones in groups.items()}
     forms = {key: [(one.x or 0.0, point(number(one.x or 0.0), one.format)) for one in ones if one.format] for key, ones in groups.items()}
 
+    top = max(one.x or 0.0 for ones in groups.values() for one in ones) or 1.0
+
     def paint(canvas: Canvas, theme: Theme) -> None:
         grid = canvas.subplots(len(tasks), 2, squeeze=False)
         for (task, method), ones in groups.items():
@@ -114,6 +108,7 @@ def format_weight(swept: Sequence[SweepPoint], cells: Sequence[MatrixCell]) -> D
             finish_percent(right, "Format accuracy (%)")
             for axes in (left, right):
                 axes.set_xlabel("Weight of the format reward")
+                axes.set_xlim(-0.05 * top, 1.05 * top)  # from 0 on, also around a single point
         legend_above(canvas, list(grid.flat))
 
     said = []
@@ -179,18 +174,16 @@ def kl_weight(swept: Sequence[SweepPoint], cells: Sequence[MatrixCell]) -> Drawi
 
 
 def _shape(task: str, ones: Sequence[Point]) -> str:
-    """Whether the means rise and then fall along the sweep, as the paper's figure 6 does for geometry."""
-    if len(ones) < 3 or not is_geometry(task):
+    """Whether the means rise and then fall along the sweep, as the paper's figure 6 does for geometry; empty where no seeds tell a peak."""
+    best = winner(ones)
+    if len(ones) < 3 or best is None or not is_geometry(task):
         return ""
-    peak = max(range(len(ones)), key=lambda index: ones[index].value)
+    peak = ones.index(best)
     inside = 0 < peak < len(ones) - 1
     steps = [later.value - earlier.value for earlier, later in pairwise(ones)]
     if inside and all(step >= 0 for step in steps[:peak]) and all(step <= 0 for step in steps[peak:]):
-        told = "As in the paper's figure 6 the means rise, then fall"
-    else:
-        told = "In the paper's figure 6 accuracy rises, then falls; these means do not"
-    unsettled = overlap(max(ones, key=lambda one: one.value), min(ones, key=lambda one: one.value))
-    return f" {told}{', but with such intervals that says little' if unsettled else ''}."
+        return " As in the paper's figure 6 the means rise, then fall."
+    return " In the paper's figure 6 accuracy rises, then falls; these means do not."
 
 
 def _crossed(cells: Sequence[MatrixCell], values: dict[Key, Measured]) -> list[tuple[str, str]]:
@@ -228,12 +221,12 @@ def cross_task(cells: Sequence[MatrixCell]) -> Drawing | None:
 
     marks = {pair: [point(method_name(method), value) for method, value in ones.items()] for pair, ones in found.items()}
     said = " ".join(
-        f"Trained on {task_name(train)}, tested on {task_name(test)}: {leader(ones)}{_beside(ones, _base(cells, test))}."
+        f"Trained on {task_name(train)}, tested on {task_name(test)}: {leader(ones)}{_beside(_base(cells, test))}."
         for (train, test), ones in marks.items()
     )
     every = [one for ones in marks.values() for one in ones]
     seeds = " Small open marks: single seeds." if any(one.seeds > 1 for one in every) else ""
-    caption = f"{said} {bars(every)}{seeds}{_base_text(cells, [test for _, test in pairs])}{_grader(values)}"
+    caption = f"{said} {bars(every)}{seeds}{_base_text(cells, [test for _, test in pairs])}"
     alt = "Accuracy on the task that was not trained on. " + " ".join(
         f"Trained on {task_name(train)}, tested on {task_name(test)}: " + join([f"{one.label} {interval(one)}" for one in ones]) + "."
         for (train, test), ones in marks.items()
@@ -242,12 +235,8 @@ def cross_task(cells: Sequence[MatrixCell]) -> Drawing | None:
     return Drawing("figure-7-cross-task", "Cross-task accuracy", caption, alt, 0.5 + 3.0 * rows, paint)
 
 
-def _beside(ones: Sequence[Point], base: Point | None) -> str:
-    """How far the highest lies from the base; empty without one."""
-    if base is None:
-        return ""
-    gap = max(one.value for one in ones) - base.value
-    return f", and {points(gap)} {'above' if gap >= 0 else 'below'} the base ({percent(base.value)})"
+def _beside(base: Point | None) -> str:
+    return "" if base is None else f"; the base {percent(base.value)}"
 
 
 def _seeds_and_mean(axes: Axes, place: float, measured: Measured, method: str, theme: Theme) -> None:
@@ -294,9 +283,7 @@ def heat_map(cells: Sequence[MatrixCell]) -> Drawing | None:
     gains = [cell for key, cell in at.items() if cell.gain is not None and key in values]
     said = ""
     if gains:
-        best, worst = max(gains, key=_gain), min(gains, key=_gain)
-        lowest = "Largest loss" if _gain(worst) < 0 else "Smallest gain"
-        said = f"Largest gain over the base: {_gain_text(best)}. {lowest}: {_gain_text(worst)}. "
+        said = f"Differences to the base: {_signed(min(map(_gain, gains)))} to {_signed(max(map(_gain, gains)))} points. "
         crossed = [cell for cell in gains if cell.relation == "cross-task"]
         said += f"{sum(_gain(cell) < 0 for cell in crossed)} of {len(crossed)} cross-task cells lie below the base. " if crossed else ""
     seeds = join([str(n) for n in sorted({len(value.seeds) for (method, _, _), value in values.items() if method != "base"})])
@@ -307,16 +294,11 @@ def heat_map(cells: Sequence[MatrixCell]) -> Drawing | None:
         for (method, train, test), value in values.items()
     )
     height = 0.3 + 0.2 + len(parts) * (0.95 + 0.56 * len(tests))
-    return Drawing("train-by-test", "Train-by-test matrix", f"{said}{key}{_grader(values)}", alt, height, paint)
+    return Drawing("train-by-test", "Train-by-test matrix", f"{said}{key}", alt, height, paint)
 
 
 def _gain(cell: MatrixCell) -> float:
     return cell.gain.value if cell.gain else 0.0
-
-
-def _gain_text(cell: MatrixCell) -> str:
-    where = f"{method_name(cell.method)}, trained on {task_name(cell.train_task)}, tested on {task_name(cell.eval_task)}"
-    return f"{where} ({_signed(_gain(cell))} points)"
 
 
 def _signed(difference: float) -> str:

@@ -220,7 +220,7 @@ def _first_move(curves: Sequence[Curve]) -> str:
     both = [one for one in halves.values() if len(one) == 2]
     if both and len(both) == len(halves):
         if all(one["format_reward"] < one["accuracy_reward"] for one in both):
-            return "The format is learnt before the answers: its reward has made half of its way earlier in every curve. "
+            return "The format reward has made half of its way before the accuracy reward in every curve. "
         if all(one["accuracy_reward"] < one["format_reward"] for one in both):
             return "The accuracy reward has made half of its way before the format reward in every curve. "
     return ""
@@ -251,9 +251,9 @@ def beta_and_kl(curves: Sequence[Curve]) -> Drawing | None:
             grid[0][column].set_title(task_name(task))
             grid[-1][column].set_xlabel("Training step")
         for (kind, room), line in zip({"beta": 1.12, "kl": _HEADROOM}.items(), grid, strict=True):
-            if tops.get(kind, 0.0) > 0:
-                low = line[0].get_ylim()[0]
-                line[0].set_ylim(min(-0.04 * tops[kind], low) if kind == "kl" else -0.04 * tops[kind], room * tops[kind])
+            top = tops.get(kind) or 1.0
+            low = -0.04 * top
+            line[0].set_ylim(min(low, line[0].get_ylim()[0]) if kind == "kl" else low, room * top)
         legend_above(canvas, list(grid.flat))
 
     ends = {

@@ -1,6 +1,6 @@
 """Finds run folders, evaluations and cells below folders, and tells the finished from the failed and the half-written.
 
-It must not know what runs and evaluations hold (`evaluations`, `collect`).
+It must not know what runs and evaluations hold (`evaluations`, `foreign`, `collect`).
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from os import walk
 from pathlib import Path
 from typing import Any, get_args
 
-from mr1_bench.records import RecordError, read_json
-from mr1_bench.reports.evaluations import DECLARATION, read_declaration
+from mr1_bench.records import RecordError, check_eval_record, check_train_record, read_json
+from mr1_bench.reports.foreign import DECLARATION, read_declaration
 from mr1_bench.reports.study import Arm, Missing
 
 _ARMS: tuple[Arm, ...] = get_args(Arm)
 _LINKS = ("last", "best")
 """Links inside a run that lead to its checkpoints."""
-_PLAN, _NOT_CELLS = "reproduce.json", ("replaced", "report")
-"""The plan of a grid, and what lies beside it that is no part of the grid: superseded cells and the report."""
+_PLAN, _CELLS, _NOT_CELLS = "reproduce.json", "cells", ("replaced", "report")
+"""The plan of a grid, and what lies beside it: its cells, and superseded ones and the report, which are no part of it."""
 
 
 @dataclass(slots=True)
@@ -34,7 +34,7 @@ class Found:
         cells: `cell.json` of finished cells.
         parity: `parity.json` files.
         planned: folder and arm of each cell that the plan of a grid names, by name.
-        grids: folders whose folders are cells.
+        grids: folders whose folders are cells, by a plan or by their name.
         missing: what is not to be read, and why.
     """
 
@@ -114,6 +114,9 @@ def _read_cells(listed: Mapping[Path, frozenset[str]], found: Found) -> set[Path
             found.grids.add(path.parent)
         if cell.get("status", "done") == "done":
             found.cells[path] = cell
+        elif _is_whole(path, listed):  # the record of an older attempt: what it says of the outcome is not so any more
+            if "name" in cell:
+                found.cells[path] = cell
         else:
             left_out.add(path)
             why = str(cell.get("why") or f"status {cell['status']}")
@@ -121,12 +124,24 @@ def _read_cells(listed: Mapping[Path, frozenset[str]], found: Found) -> set[Path
     return left_out
 
 
+def _is_whole(cell: Path, listed: Mapping[Path, frozenset[str]]) -> bool:
+    """Whether a cell is trained to its end (or is a base) and evaluated, with records that can be read."""
+    evaluated = [path / "run.json" for path, files in listed.items() if path.parent == cell / "eval" and "run.json" in files]
+    try:
+        run, kind = _read_record(cell / "run.json") if "run.json" in listed[cell] else ({}, "")
+        kinds = {_read_record(path)[1] for path in evaluated}
+    except RecordError:
+        return False
+    return kinds == {"eval"} and (kind != "train" or run.get("status") == "finished")
+
+
 def _read_folder(path: Path, files: frozenset[str], found: Found) -> None:
-    run = read_json(path / "run.json") if "run.json" in files else {}
-    kind = run.get("kind") if isinstance(run, dict) else None
+    run, kind = _read_record(path / "run.json") if "run.json" in files else ({}, "")
     results = sorted(name for name in files if name.endswith("_results.json"))
     if kind == "train":
         found.trainings[path] = run
+        if path.parent.name == _CELLS:
+            found.grids.add(path.parent)
     if kind == "eval":
         found.own[path] = run
     elif "journal.jsonl" in files:
@@ -138,8 +153,28 @@ def _read_folder(path: Path, files: frozenset[str], found: Found) -> None:
     if _PLAN in files:
         plan = read_json(path / _PLAN)
         cells = plan.get("cells") if isinstance(plan, dict) else None
-        if not isinstance(cells, dict) or not set(cells.values()) <= set(_ARMS):
+        if not isinstance(cells, dict) or any(arm not in _ARMS for arm in cells.values()):
             raise RecordError(f"{path / _PLAN} is no plan of `mr1-bench reproduce-tables`: expected an object `cells` of name and arm")
-        found.planned |= {name: (path / "cells" / name, arm) for name, arm in cells.items()}
+        found.planned |= {name: (path / _CELLS / name, arm) for name, arm in cells.items()}
     if "parity.json" in files:
         found.parity.append(path / "parity.json")
+
+
+def _read_record(path: Path) -> tuple[dict[str, Any], str]:
+    """A `run.json` and its kind: `train`, `eval` or `checkpoint`; empty for one that somebody wrote by hand for a checkpoint.
+
+    Raises:
+        RecordError: it is none of ours, or a field is missing or of another kind.
+    """
+    run = read_json(path)
+    kind = run.get("kind", "") if isinstance(run, dict) else None
+    if kind == "train":
+        check_train_record(run, path)
+    elif kind == "eval":
+        check_eval_record(run, path)
+    elif kind != "checkpoint" and not (kind == "" and {"method", "task"} <= run.keys()):
+        raise RecordError(
+            f"{path} is no record of a run: its `kind` is {str(kind)[:40]!r}, expected train, eval or checkpoint; it was changed or is "
+            "damaged: put it right, or leave its folder out"
+        )
+    return run, str(kind)

@@ -8,9 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mr1_bench import stats
-from mr1_bench.reports.matrix import relation
+from mr1_bench.reports.measures import relation_of
 from mr1_bench.reports.study import Result, Run, Study
-from mr1_bench.specs import get_spec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,8 +75,7 @@ def _about(run: Run) -> dict[str, Any]:
 
 
 def _measured(run: Run, result: Result) -> dict[str, Any]:
-    training = None if run.method == "base" else {"task": run.task}
-    row: dict[str, Any] = {"task": result.task, "relation": relation(training, get_spec(result.task)), "n": result.n or None}
+    row: dict[str, Any] = {"task": result.task, "relation": relation_of(run, result.task), "n": result.n or None}
     row |= {metric: result.means.get(metric) for metric in _METRICS}
     for metric in ("acc", "acc_r1v"):
         row |= {f"{metric}_{key}": value for key, value in zip(("k", "n", "low", "high"), counts(result, metric), strict=True)}

@@ -47,6 +47,7 @@ class Item:
         family: kind of question; empty where nothing is known.
         image: the picture as an encoded file; None where the data set is not at hand.
         note: why the picture or the question is missing; empty otherwise.
+        kind: a word or two about the two answers, such as `format lost`; can be filtered by. May be empty.
     """
 
     doc_id: int
@@ -57,6 +58,7 @@ class Item:
     family: str = ""
     image: bytes | None = None
     note: str = ""
+    kind: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,7 @@ class Side:
         method: chooses its colour; `base`, `sft`, `grpo`, `grpo-d` or another word.
         group: heading it is listed under, such as the task trained on.
         answers: by task and `doc_id`.
+        r1v_read: whether it is known what `acc_r1v` read; where not, only its verdict is shown.
     """
 
     name: str
@@ -86,6 +89,7 @@ class Side:
     method: str
     group: str
     answers: Mapping[str, Mapping[int, Answer]]
+    r1v_read: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +117,14 @@ class Gallery:
         return sum(map(len, self.items.values()))
 
 
-def gallery_of_pairs(pairs: Sequence[Pair], a: tuple[str, str], b: tuple[str, str]) -> Gallery:
+def gallery_of_pairs(pairs: Sequence[Pair], a: tuple[str, str], b: tuple[str, str], *, r1v_read: bool = True) -> Gallery:
     """Make a gallery of plain item pairs, such as the items that flipped between two versions.
 
     Args:
         pairs: the items with both answers, in the order to show.
         a: label and method of the first side.
         b: label and method of the second side.
+        r1v_read: whether it is known what `acc_r1v` read.
     """
     items: dict[str, list[Item]] = {}
     answers: tuple[dict[str, dict[int, Answer]], dict[str, dict[int, Answer]]] = ({}, {})
@@ -128,7 +133,7 @@ def gallery_of_pairs(pairs: Sequence[Pair], a: tuple[str, str], b: tuple[str, st
         for side, answer in zip(answers, (pair.a, pair.b), strict=True):
             if answer is not None:
                 side.setdefault(pair.task, {})[pair.item.doc_id] = answer
-    sides = [Side(name, label, method, "", found) for name, (label, method), found in zip("ab", (a, b), answers, strict=True)]
+    sides = [Side(name, label, method, "", found, r1v_read) for name, (label, method), found in zip("ab", (a, b), answers, strict=True)]
     return Gallery(items, {task: len(shown) for task, shown in items.items()}, sides, "a", "b")
 
 
@@ -209,6 +214,17 @@ def _first_shown(study: Study, names: set[str]) -> tuple[str, str]:
                 return one.name, other.name
     ordered = sorted(main, key=lambda run: METHODS.index(run.method) if run.method in METHODS else len(METHODS))
     return ordered[0].name, ordered[-1].name
+
+
+def items_of(task: str, chosen: Sequence[Answer], hashes: set[str]) -> tuple[list[Item], str]:
+    """Items of a task with picture and question from the data set; bare ones, and why, where it is not at hand or is another one.
+
+    Args:
+        task: its name.
+        chosen: one answer an item, in the order to show.
+        hashes: dataset hashes that the evaluations recorded; empty strings where none was.
+    """
+    return _items(_BY_NAME.get(task), chosen, hashes)
 
 
 def _items(spec: TaskSpec | None, chosen: Sequence[Answer], hashes: set[str]) -> tuple[list[Item], str]:
@@ -301,7 +317,7 @@ def write_gallery(gallery: Gallery, out: Path, folder: str = "gallery") -> None:
                 parts[task] = f"answers-{number}-{index}"
                 _write_part(target, parts[task], [_answer_row(side.answers[task].get(item.doc_id)) for item in items])
         shown = {"key": side.name, "label": side.label, "method": side.method, "methodName": method_name(side.method)}
-        sides.append(shown | {"group": side.group, "parts": parts})
+        sides.append(shown | {"group": side.group, "r1vRead": side.r1v_read, "parts": parts})
     index_ = {"folder": folder, "tasks": tasks, "sides": sides, "a": gallery.a, "b": gallery.b, "parts": {}}
     (target / "index.js").write_text(f"window.MR1_GALLERY = {script_json(index_)};\n", encoding="ascii")
 
@@ -312,7 +328,7 @@ def _write_part(target: Path, name: str, rows: list[Any]) -> None:
 
 def _item_row(target: Path, folder: str, task_number: int, item: Item) -> dict[str, Any]:
     row: dict[str, Any] = {"id": item.doc_id, "name": item.name, "gold": item.gold, "question": item.question, "level": item.level}
-    row |= {"family": item.family, "note": item.note, "image": ""}
+    row |= {"family": item.family, "note": item.note, "kind": item.kind, "image": ""}
     if item.image is not None:
         name = f"images/{task_number}-{item.doc_id}.{_suffix(item.image)}"
         (target / name).write_bytes(item.image)

@@ -8,6 +8,7 @@ on disk.
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -75,9 +76,14 @@ class Cell:
 
     @property
     def command(self) -> str:
-        """The line for a shell that makes this cell on any machine; one thread on CPUs, where more are slower for models of this size."""
+        """The line for a shell that makes this cell on any machine; one thread on CPUs, where more are slower for models of this size.
+
+        Last it writes `cell.json`: with a single seed a report cannot tell what a run is for from the runs alone.
+        """
         prefix = "OMP_NUM_THREADS=1 mr1-bench " if self.device == "cpu" else "mr1-bench "
-        return " && ".join(prefix + shlex.join(words) for words in (self.train, self.evaluate) if words)
+        commands = [prefix + shlex.join(words) for words in (self.train, self.evaluate) if words]
+        said = json.dumps({"name": self.name, "arm": self.arm})
+        return " && ".join([*commands, f"echo {shlex.quote(said)} > {shlex.quote(str(self.folder / 'cell.json'))}"])
 
     @property
     def items(self) -> dict[str, int]:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import stdev
 from typing import Any, Literal
 
 from mr1_bench import published, stats
 from mr1_bench.records import RecordError
 from mr1_bench.reports import arms
-from mr1_bench.reports.matrix import relation
 from mr1_bench.reports.study import METHODS, Run, Study
 from mr1_bench.specs import SPECS, TaskSpec, get_spec
 
@@ -61,6 +60,7 @@ class Measured:
             the last item, or only a mean is known.
         deviation: sample standard deviation over seeds; None with one.
         seeds: every checkpoint by itself.
+        left_out: items that some seed has no verdict of this metric on (`acc_r1v` where R1-V's grader gave none): no seed counts them.
     """
 
     metric: str
@@ -70,6 +70,7 @@ class Measured:
     interval: Interval
     deviation: float | None
     seeds: tuple[SeedValue, ...]
+    left_out: int = 0
 
     @property
     def values(self) -> list[float]:
@@ -88,8 +89,8 @@ class Difference:
 
 
 def settings(run: Run, ignored: Collection[str] = ()) -> dict[str, Any]:
-    """What makes a run what it is (`arms.settings`), without the settings named; empty where only method, task and seed are known."""
-    return {key: value for key, value in arms.settings(run).items() if key not in ignored}
+    """What makes a run what it is, its code and prompts among it, without the settings named; nothing where only its seed is known."""
+    return {key: value for key, value in (arms.settings(run) | arms.made_with(run)).items() if key not in ignored}
 
 
 def check_alike(runs: Sequence[Run]) -> None:
@@ -205,12 +206,17 @@ def our_tasks(study: Study) -> list[TaskSpec]:
 
 
 def relation_of(run: Run, task: str) -> str:
-    """How a task relates to what a run was trained on: `base`, `same-task`, `cross-task` or `same-task, other data`."""
-    return relation({"task": run.task} if run.method != "base" else None, get_spec(task))
+    """How a task relates to what a run was trained on: `base`, `same-task`, `cross-task` or `same-task, other data` (a twin, say)."""
+    if run.method == "base":
+        return "base"
+    spec, taught = get_spec(task), [get_spec(name) for name in run.task.split(",")]
+    if any(one.data == spec.data for one in taught):
+        return "same-task"
+    return "same-task, other data" if any(one.family == spec.family for one in taught) else "cross-task"
 
 
 def measure(runs: Sequence[Run], task: str, metric: str, items: Collection[int] | None = None) -> Measured | None:
-    """Measure a task over runs that differ in their seed only.
+    """Measure a task over runs that differ in their seed only, on the items that all of them have a verdict of the metric on.
 
     Args:
         runs: fit to be averaged (`trained`, `check_alike`).
@@ -225,29 +231,38 @@ def measure(runs: Sequence[Run], task: str, metric: str, items: Collection[int] 
         RecordError: the runs were asked different items.
     """
     seeds: list[SeedValue] = []
-    asked: tuple[Run, frozenset[int]] | None = None
-    for run in runs:
-        result = run.results.get(task)
-        if result is None:
-            continue
-        verdicts = result.correct(metric)
-        if not verdicts:
-            if not result.answers and metric in result.means and items is None:
-                seeds.append(SeedValue(run.name, run.seed, result.means[metric], None, None, None, None))
-            continue
-        ids = frozenset(verdicts)
-        if asked is None:
-            asked = run, ids
-        elif asked[1] != ids:
-            raise RecordError(
-                f"{asked[0].results[task].folder} and {result.folder} hold verdicts ({metric}) on different items of {task} "
-                f"({len(asked[1])} and {len(ids)}, {len(asked[1] & ids)} in common); evaluate both on the same items"
-            )
-        chosen = [right for item, right in verdicts.items() if items is None or item in items]
-        if chosen:
-            k, n = sum(chosen), len(chosen)
+    evaluated = [run for run in runs if task in run.results]
+    verdicts = {run.name: run.results[task].correct(metric) for run in evaluated}
+    counted, left_out = _common_items([run for run in evaluated if verdicts[run.name]], task, metric, items)
+    for run in evaluated:
+        result, right = run.results[task], verdicts[run.name]
+        if not right and not result.answers and metric in result.means and items is None:
+            seeds.append(SeedValue(run.name, run.seed, result.means[metric], None, None, None, None))
+        elif right and counted:
+            k, n = sum(right[item] for item in counted), len(counted)
             seeds.append(SeedValue(run.name, run.seed, k / n, k, n, *stats.wilson(k, n)))
-    return over_seeds(metric, seeds) if seeds else None
+    return replace(over_seeds(metric, seeds), left_out=left_out) if seeds else None
+
+
+def _common_items(runs: Sequence[Run], task: str, metric: str, items: Collection[int] | None) -> tuple[list[int], int]:
+    """The items that every run has a verdict on, and the number of those asked that some run has none on.
+
+    Raises:
+        RecordError: the runs were asked different items.
+    """
+    if not runs:
+        return [], 0
+    asked = [frozenset(answer.doc_id for answer in run.results[task].answers) for run in runs]
+    for run, other in zip(runs, asked, strict=True):
+        if other != asked[0]:
+            raise RecordError(
+                f"{runs[0].results[task].folder} and {run.results[task].folder} hold answers to different items of {task} "
+                f"({len(asked[0])} and {len(other)}, {len(asked[0] & other)} in common); evaluate both on the same items"
+            )
+    wanted = [item for item in sorted(asked[0]) if items is None or item in items]
+    common = set.intersection(*(set(run.results[task].correct(metric)) for run in runs))
+    counted = [item for item in wanted if item in common]
+    return counted, len(wanted) - len(counted)
 
 
 def over_seeds(metric: str, seeds: Sequence[SeedValue]) -> Measured:
@@ -264,8 +279,3 @@ def over_seeds(metric: str, seeds: Sequence[SeedValue]) -> Measured:
     # A share lies between 0 and 1, so cutting the interval there loses no coverage.
     low, high = max(0.0, estimate.low), min(1.0, estimate.high)
     return Measured(metric, estimate.value, low, high, "seeds", stdev(values), tuple(seeds))
-
-
-def headline(runs: Sequence[Run], task: str, items: Collection[int] | None = None) -> Measured | None:
-    """Measure by `acc`; by `acc_r1v` where only that is known, as in results of others."""
-    return measure(runs, task, "acc", items) or measure(runs, task, "acc_r1v", items)

@@ -17,13 +17,13 @@ from markupsafe import Markup
 import mr1_bench
 from mr1_bench import published
 from mr1_bench.reports import page_text
-from mr1_bench.reports.analysis import WHY_TWO_GRADERS
+from mr1_bench.reports.analysis import WHY_TWO_GRADERS, Findings
 from mr1_bench.reports.figures import Figure
 from mr1_bench.reports.page_frame import POLICY, environment, write_assets
-from mr1_bench.reports.page_text import Findings
 from mr1_bench.reports.page_views import comparison_groups, facts, gain_rows, glance, matrix_groups, run_view
 from mr1_bench.reports.provenance import Places, provenance
 from mr1_bench.reports.study import Study
+from mr1_bench.specs import GROUPS
 
 _PLACES = {  # section of the page -> beginnings of the names of its figures
     "transfer": ("train-by-test", "figure-7"),
@@ -77,6 +77,15 @@ def _contents(study: Study, findings: Findings, figures: Mapping[str, Any], gall
     return [(key, name) for key, name, there in listed if there]
 
 
+def title_of(study: Study) -> str:
+    """Return what the page calls itself: only what was measured on the paper's own tasks reproduces it."""
+    trained = [run for run in study.runs if run.method != "base"]
+    if not trained:
+        return "mr1-bench evaluation"
+    asked = {task for run in trained for task in run.results}
+    return "OThink-MR1, reproduced" if asked.intersection(GROUPS["mr1"]) else "OThink-MR1's grid in miniature"
+
+
 def write_page(
     out: Path,
     study: Study,
@@ -108,12 +117,11 @@ def write_page(
     ids = anchors(study)
     placed = _figures(figures)
 
-    title = "OThink-MR1, reproduced" if any(run.method != "base" for run in study.runs) else "mr1-bench evaluation"
     page = (
         environment()
         .get_template("page.html")
         .render(
-            title=title,
+            title=title_of(study),
             policy=POLICY,
             version=mr1_bench.__version__,
             code=code,

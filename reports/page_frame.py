@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 
 from mr1_bench.reports import page_text
 from mr1_bench.reports.figure_style import DARK, LIGHT, METHOD_STYLES, Theme, method_name, task_name
+from mr1_bench.tables import p_value
 
 FILES = Path(__file__).parent / "page_files"
 POLICY = (
@@ -45,7 +46,7 @@ def environment() -> Environment:
         "pct2": lambda share: f"{100 * share:.2f}",
         "relative": lambda share: f"{100 * share:+.2f}".replace("-", "−"),
         "points": page_text.points,
-        "p": page_text.p_value,
+        "p": p_value,
         "sentence": _sentence,
         "method_name": method_name,
         "task_name": lambda task: page_text.join([task_name(one) for one in task.split(",")]),

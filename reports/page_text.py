@@ -9,34 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mr1_bench.reports.analysis import Comparison, Confusion, Gain, MatrixCell, Measured, Pair, Slice, SweepPoint, Table1
+from mr1_bench.reports.analysis import Comparison, Findings, Measured, Table1
 from mr1_bench.reports.figure_style import method_name, task_name
 from mr1_bench.reports.measures import MIN_SEEDS
 from mr1_bench.reports.study import METHODS, Run, Study
+from mr1_bench.tables import p_text
 
 ARM_NAMES = {"beta": "the constant KL weight", "format": "the weight of the format reward", "schedule": "the course of the KL weight"}
-
-
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """Everything that was computed of a study; `dataclasses.asdict` gives its JSON.
-
-    Attributes:
-        sweeps: points by sweep: `beta`, `format`, `schedule`; only those with points.
-        confusions: of counting, one a checkpoint of the base and the main arm.
-        slices: accuracy by difficulty and kind of question.
-        unpublished: what the paper did not publish as numbers.
-    """
-
-    table1: Table1
-    matrix: Sequence[MatrixCell]
-    comparisons: Sequence[Comparison]
-    pairs: Sequence[Pair]
-    gains: Sequence[Gain]
-    sweeps: dict[str, Sequence[SweepPoint]]
-    confusions: Sequence[Confusion]
-    slices: Sequence[Slice]
-    unpublished: Sequence[str]
 
 
 def percent(share: float) -> str:
@@ -50,11 +29,6 @@ def points(difference: float) -> str:
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
-def p_value(p: float) -> str:
-    """A p-value: `0.034`, `< 0.0001`."""
-    return "< 0.0001" if p < 0.0001 else f"{p:.4f}" if p < 0.01 else f"{p:.3f}"
-
-
 def join(words: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
@@ -66,7 +40,7 @@ def count(number: int, one: str, more: str = "") -> str:
 
 
 def summary(study: Study, findings: Findings, model: str) -> list[str]:
-    """Two to four plain sentences: what was run, which method is best on each task, and whether the seeds suffice to say so.
+    """Two to four plain sentences: what was run, what was measured on each task, and which methods the seeds suffice to tell apart.
 
     Args:
         study: the runs.
@@ -76,7 +50,7 @@ def summary(study: Study, findings: Findings, model: str) -> list[str]:
     leads = _leads(findings.table1)
     sentences = [_what_was_run(study, findings.table1.tasks, model)]
     if leads:
-        sentences.append(_best(leads))
+        sentences.append(_measured(leads))
         sentences.append(_certainty(leads, findings.comparisons))
     return [*sentences, *_sweeps(study)]
 
@@ -128,18 +102,15 @@ def _leads(table: Table1) -> list[_Lead]:
     return leads
 
 
-def _best(leads: Sequence[_Lead]) -> str:
+def _measured(leads: Sequence[_Lead]) -> str:
+    """What was measured, in the same order everywhere: which is best is for the tests over seeds to say."""
     parts = []
     for lead in leads:
-        top = lead.ranked[0][1].mean
-        best = [method for method, one in lead.ranked if percent(one.mean) == percent(top)]
-        rest = [(method, one) for method, one in lead.ranked if method not in best]
-        who = join([method_name(one) for one in best])
-        verb = "is highest" if len(best) == 1 else "are level"
-        after = f", before {method_name(rest[0][0])} at {percent(rest[0][1].mean)} %" if rest else ""
-        parts.append(f"on {task_name(lead.task)} {who} {verb} with {percent(top)} %{after}")
-    text = "; ".join(parts)
-    return f"By same-task accuracy ({leads[0].ranked[0][1].metric}), {text}."
+        shares = dict(lead.ranked)
+        order = sorted(shares, key=lambda method: METHODS.index(method) if method in METHODS else len(METHODS))
+        listed = join([f"{method_name(method)} {percent(shares[method].mean)} %" for method in order])
+        parts.append(f"on {task_name(lead.task)}: {listed}")
+    return f"Same-task accuracy ({leads[0].ranked[0][1].metric}) {'; '.join(parts)}."
 
 
 def _certainty(leads: Sequence[_Lead], comparisons: Sequence[Comparison]) -> str:
@@ -154,10 +125,10 @@ def _certainty(leads: Sequence[_Lead], comparisons: Sequence[Comparison]) -> str
         if not here or here[0].p_holm is None:
             unsaid.append(task_name(lead.task))
         elif here[0].differs:
-            told.append(f"{method_name(trained[0])} over {method_name(trained[1])} on {task_name(lead.task)} (p {_equals(here[0].p_holm)})")
+            told.append(f"{method_name(trained[0])} over {method_name(trained[1])} on {task_name(lead.task)} ({p_text(here[0].p_holm)})")
         else:
             names = f"{method_name(trained[0])} and {method_name(trained[1])}"
-            untold.append(f"{names} on {task_name(lead.task)} (p {_equals(here[0].p_holm)})")
+            untold.append(f"{names} on {task_name(lead.task)} ({p_text(here[0].p_holm)})")
     said = []
     if told:
         said.append(f"with training seeds as the unit, the seeds suffice to put {join(told)}, after Holm's correction")
@@ -173,11 +144,6 @@ def _certainty(leads: Sequence[_Lead], comparisons: Sequence[Comparison]) -> str
         return "Only one trained method was measured, so no methods are compared."
     text = "; ".join(said)
     return f"{text[0].upper()}{text[1:]}."
-
-
-def _equals(p: float) -> str:
-    text = p_value(p)
-    return text if text.startswith("<") else f"= {text}"
 
 
 def _sweeps(study: Study) -> list[str]:

@@ -34,6 +34,10 @@ def facts(pairs: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return shown
 
 
+def _made_by(known: Mapping[str, Any]) -> dict[str, Any]:
+    return {"commit": known["commit"], "code": known["code_sha256"], "packages": known["packages"], "when (UTC)": known["when"]}
+
+
 def run_view(known: Mapping[str, Any], anchor: str) -> dict[str, Any]:
     """One run as the template shows it."""
     trained = page_text.join([task_name(one) for one in known["task"].split(",")]) if known["task"] else ""
@@ -42,15 +46,13 @@ def run_view(known: Mapping[str, Any], anchor: str) -> dict[str, Any]:
         "run folder": known["folder"],
         "seed": known["seed"],
         "model": known["model"],
-        "commit": known["commit"],
-        "code": known["code_sha256"],
         "weights": known["weights_sha256"],
         "starting weights": known["start_weights_sha256"],
         "training data": known["data_sha256"],
         "prompts": known["prompts_sha256"],
-        "packages": known["packages"],
-        "when (UTC)": known["when"],
     }
+    made = _made_by(known)
+    evaluations = {folder: facts(about) for folder, one in known["evaluations"].items() if one and (about := _made_by(one)) != made}
     results = []
     for task, result in known["results"].items():
         metrics = [{"name": name, "k": None, "n": None, "low": None, "high": None} | one for name, one in result["metrics"].items()]
@@ -58,7 +60,7 @@ def run_view(known: Mapping[str, Any], anchor: str) -> dict[str, Any]:
         results.append({"task": task, "foreign": result["foreign"], "metrics": metrics, "facts": facts(about | result["identity"])})
     what = f"on {trained}{seed}" if trained else f"({known['model']})"
     view = {"anchor": anchor, "name": known["run"], "method": known["method"], "what": what, "arm": known["arm"]}
-    return view | {"facts": facts(about_run), "config": facts(known["config"]), "results": results}
+    return view | {"facts": facts(about_run | made), "evaluations": evaluations, "config": facts(known["config"]), "results": results}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +77,7 @@ class _Row:
 def glance(table: Table1) -> list[dict[str, Any]]:
     """Small dot plots of table 1, one a task, on one common scale."""
     panels = []
-    metric = "acc" if any(cell.acc for cell in table.cells) else "acc_r1v"
-    shown = [(cell, one) for cell in table.cells if (one := cell.acc if metric == "acc" else cell.acc_r1v)]
+    shown = [(cell, cell.acc) for cell in table.cells if cell.acc]
     if not shown:
         return []
     ends = [end for _, one in shown for end in (one.mean, one.low, one.high, *(seed.value for seed in one.seeds)) if end is not None]
@@ -95,7 +96,7 @@ def glance(table: Table1) -> list[dict[str, Any]]:
                 dots = tuple(place(seed.value) for seed in one.seeds) if len(one.seeds) > 1 else ()
                 rows.append(_Row(cell.method, one, place(one.mean), left, right, dots, f"{method_name(cell.method)}: {one.mean:.1%}"))
         if rows:
-            panels.append({"title": task_name(task), "rows": rows, "low": low, "high": high, "metric": metric})
+            panels.append({"title": task_name(task), "rows": rows, "low": low, "high": high})
     return panels
 
 
@@ -123,7 +124,7 @@ def comparison_groups(comparisons: Sequence[Comparison], matrix: Sequence[Matrix
         head = {"train": one.train_task, "eval": one.eval_task, "relation": one.relation, "rows": [], "reach": round(100 * reach)}
         gap = one.difference
         cells = [cell for cell in matrix if (cell.train_task, cell.eval_task) == key and cell.method in (one.a, one.b)]
-        runs = [seed.run for cell in cells for seed in (cell.acc or cell.acc_r1v or _NOTHING).seeds]
+        runs = [seed.run for cell in cells if cell.acc for seed in cell.acc.seeds]
         row = {"one": one, "runs": runs, "x": place(gap.value) if gap else None}
         row |= {"low": place(gap.low), "high": place(gap.high)} if gap else {}
         groups.setdefault(key, head)["rows"].append(row)
@@ -136,6 +137,3 @@ def matrix_groups(cells: Sequence[MatrixCell]) -> list[tuple[str, list[MatrixCel
     for cell in cells:
         groups.setdefault(cell.train_task, []).append(cell)
     return list(groups.items())
-
-
-_NOTHING = Measured("acc", 0.0, None, None, "none", None, ())

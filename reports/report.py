@@ -12,6 +12,7 @@ import fcntl
 import json
 import multiprocessing
 import os
+import pickle
 import shutil
 import tempfile
 import time
@@ -20,19 +21,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import mr1_bench
 from mr1_bench import published
 from mr1_bench.errors import UserError
 from mr1_bench.records import code_sha256, write_json
 from mr1_bench.reports import analysis, page_text
+from mr1_bench.reports.analysis import Findings, analyse
 from mr1_bench.reports.collect import read_study
-from mr1_bench.reports.curves import Sweep
 from mr1_bench.reports.figures import draw_all
 from mr1_bench.reports.gallery import gallery_html, study_gallery, write_gallery
 from mr1_bench.reports.page import write_page
-from mr1_bench.reports.page_text import Findings
 from mr1_bench.reports.provenance import Places, model_label, provenance
 from mr1_bench.reports.study import Study
 from mr1_bench.reports.tables import write_tables
@@ -98,7 +98,7 @@ def write_report(folders: Sequence[Path], out: Path, *, gallery_items: int = GAL
     sentences = page_text.summary(study, findings, start_label(study))
     with replacing(out) as part:
         with beside(lambda: draw_all(study, part / "figures")) as figures:
-            tables = write_tables(study, part / "tables")
+            tables = write_tables(study, part / "tables", findings)
             gallery = study_gallery(study, gallery_items)
             if gallery:
                 write_gallery(gallery, part)
@@ -149,6 +149,11 @@ def _send_result(work: Callable[[], Any], sender: Connection) -> None:
     except Exception as error:  # noqa: BLE001  (raised again where the result is waited for)
         error.add_note("".join(traceback.format_exception(error)))
         result = (False, error)
+    try:
+        pickle.loads(pickle.dumps(result))  # the errors of some libraries can be written and not read back
+    except Exception as error:  # noqa: BLE001  (pickling runs code of whatever is pickled)
+        notes = "".join(getattr(result[1], "__notes__", ()))
+        result = (False, RuntimeError(f"the result of a process of the report cannot be sent ({error}): {result[1]!r}\n{notes}"))
     sender.send(result)
 
 
@@ -156,27 +161,6 @@ def start_label(study: Study) -> str:
     """The model that training started from, as a person names it; empty where it is not known."""
     start = page_text.start_of(study)
     return model_label(str(start.config.get("model") or start.model)) if start else ""
-
-
-def analyse(study: Study) -> Findings:
-    """Compute everything that the report says of a study.
-
-    Raises:
-        RecordError: runs that would be averaged differ in more than their seed.
-    """
-    names: tuple[Sweep, ...] = get_args(Sweep)
-    sweeps: dict[str, Sequence[analysis.SweepPoint]] = {name: points for name in names if (points := analysis.sweep(study, name))}
-    return Findings(
-        table1=analysis.table1(study),
-        matrix=analysis.matrix(study),
-        comparisons=analysis.comparisons(study),
-        pairs=analysis.pairs(study),
-        gains=analysis.gains(study).gains,
-        sweeps=sweeps,
-        confusions=analysis.confusions(study),
-        slices=analysis.by_difficulty(study),
-        unpublished=analysis.unpublished(),
-    )
 
 
 def as_json(study: Study, findings: Findings, places: Places, sentences: Sequence[str], code: str) -> dict[str, Any]:
@@ -257,17 +241,34 @@ def replacing(out: Path) -> Iterator[Path]:
 
 
 def _remove_stale(out: Path) -> None:
-    """Remove folders of writers that were killed: their lock is free. An earlier report that lost its place is put back first."""
-    for path in sorted(out.parent.glob(f".{out.name}.old-*")):
-        if not out.exists():
-            path.rename(out)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
-    for path in out.parent.glob(f".{out.name}.part-*"):
-        with suppress(OSError):
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path, ignore_errors=True)
-            finally:
-                os.close(descriptor)
+    """Remove folders of writers that were killed: their lock is free.
+
+    An earlier report is put back first where its writer was killed in the middle of the exchange, when neither report is in its place: the
+    new one still lies beside it then. Any other that lies there had been replaced.
+    """
+    for part in out.parent.glob(f".{out.name}.part-*"):
+        with suppress(OSError), _locked(part):
+            before = part.with_name(part.name.replace(".part-", ".old-"))
+            if before.is_dir() and not out.exists():
+                before.rename(out)
+            shutil.rmtree(part, ignore_errors=True)
+    for before in out.parent.glob(f".{out.name}.old-*"):
+        if not before.with_name(before.name.replace(".old-", ".part-")).exists():
+            with suppress(UserError):
+                check_replaceable(before)
+                shutil.rmtree(before, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder.
+
+    Raises:
+        OSError: another process holds it, or the folder is gone.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)

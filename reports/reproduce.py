@@ -10,7 +10,7 @@ import argparse
 import fcntl
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="take cells that were run elsewhere from here, as they are (DIR/NAME or DIR/cells/NAME); may be given several times",
     )
+    parser.add_argument("--redo", action="store_true", help="do finished cells again whose settings, data or code are not today's")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,8 +97,10 @@ def run(args: argparse.Namespace) -> int:
     weights = _check_here(grid)
     with _only_one(args.out):
         _check_out(args.out, preset, grid)
-        records.write_json(args.out / _RECORD, _record(preset, grid))
         planned = [_plan(cell, on_disk.want(cell, weights), args.also) for cell in grid]
+        if not args.redo:
+            _refuse_others(planned, args.out)
+        records.write_json(args.out / _RECORD, _record(preset, grid))
         failed = _run_missing(planned, args.out, workers, preset)
         if failed:
             print(f"{len(failed)} of {len(grid)} cells failed; the same command tries them again:", file=sys.stderr)
@@ -221,6 +224,21 @@ def _is_at_hand(model: str) -> bool:
     return isinstance(try_to_load_from_cache(model, "config.json"), str)
 
 
+def _refuse_others(planned: Sequence[Planned], out: Path) -> None:
+    """Refuse to throw finished work aside unasked.
+
+    Raises:
+        UserError: finished cells are of other settings, data or code.
+    """
+    others = [f"  {one.cell.name}: {one.state.why}" for one in planned if one.state.status == "differs"]
+    if others:
+        raise UserError(
+            "\n".join([f"finished cells that are not what would be run now ({len(others)} of {len(planned)}):", *others])
+            + f"\nadd --redo to do them again (what is there is moved to {out / _ASIDE}), or choose another --out; "
+            f"for a report of what is there: mr1-bench report {out}"
+        )
+
+
 def _run_missing(planned: Sequence[Planned], out: Path, workers: int, preset: Preset) -> dict[str, str]:
     """Run every cell that is not done, and record how each ended; gives the reasons of those that failed, by name."""
     missing = {one.cell.name: one for one in planned if one.state.status != "done"}
@@ -229,20 +247,19 @@ def _run_missing(planned: Sequence[Planned], out: Path, workers: int, preset: Pr
     for one in planned:
         assert one.wanted is not None
         if one.state.status == "done" and one.state.folder == one.cell.folder:
-            _settle(one, preset)
+            _settle(one, preset, out / _ASIDE)
         elif one.state.status == "busy":
             failed[one.cell.name] = one.state.why
         elif one.state.status != "done":
-            moved = on_disk.make_room(one.cell, out / _ASIDE, one.state)
-            if moved is not None:
-                print(f"  {one.cell.name}: what was there is now in {moved}", file=sys.stderr)
+            room = on_disk.make_room(one.cell, out / _ASIDE, one.state)
+            if room is not None:
+                print(f"  {one.cell.name}: what was there is now in {room}", file=sys.stderr)
     order = longest_first([one.cell for name, one in missing.items() if name not in failed])
     jobs = [_job(cell, missing[cell.name].state) for cell in order]
     with GridProgress({cell.name: cell.cost for cell in order}, workers) as progress:
         for ended in run_cells(jobs, workers, progress, preset.device):
             one = missing[ended.name]
             assert one.wanted is not None
-            _take_log(one.cell)
             _refuse_changed_code(one.wanted)
             state = on_disk.look(one.cell.folder, one.wanted)
             why = ended.why
@@ -253,9 +270,7 @@ def _run_missing(planned: Sequence[Planned], out: Path, workers: int, preset: Pr
                 failed[ended.name] = why
                 on_disk.write_cell(one.cell, one.wanted, "failed", why, facts)
             else:
-                _settle(one, preset, facts)
-                for moved in on_disk.drop_other_evaluations(one.cell, one.wanted, out / _ASIDE):
-                    progress.note(f"{ended.name}: an evaluation that does not count is now in {moved}")
+                _settle(one, preset, out / _ASIDE, facts, progress.note)
             progress.ended(ended.name, ended.seconds, why, whole=one.state.status == "new")
     return failed
 
@@ -269,40 +284,40 @@ def _refuse_changed_code(wanted: Wanted) -> None:
     if records.code_sha256("trainers") != wanted.identity["code_sha256"]:
         raise UserError(
             "the code of mr1-bench has changed while the grid was running, so its cells would be of two versions; run the same command "
-            "again: cells of the earlier version are set aside and done again"
+            "again: it lists the finished cells of the earlier version, and does them again with --redo"
         )
 
 
-def _settle(one: Planned, preset: Preset, facts: Mapping[str, object] | None = None) -> None:
-    """Write what marks a cell as done, for the report and for people; on the next start it is looked at anew all the same."""
+def _settle(
+    one: Planned, preset: Preset, aside: Path, facts: Mapping[str, object] | None = None, note: Callable[[str], None] | None = None
+) -> None:
+    """Leave one evaluation in a cell, and write what marks it as done, for the report and for people; the next start looks anew."""
     assert one.wanted is not None
-    _take_log(one.cell)
+    for moved in on_disk.drop_other_evaluations(one.cell, one.wanted, aside):
+        text = f"{one.cell.name}: an evaluation that does not count is now in {moved}"
+        if note is None:
+            print(f"  {text}", file=sys.stderr)
+        else:
+            note(text)
     on_disk.write_cell(one.cell, one.wanted, "done", facts=facts)
     if preset.drop_state:
         on_disk.drop_optimizer_state(one.cell.folder)
 
 
-def _log(cell: Cell) -> Path:
-    """Where a cell is logged while it runs: beside its folder, for training begins in an empty one."""
-    return cell.folder.with_name(f".{cell.name}.log")
-
-
-def _take_log(cell: Cell) -> None:
-    """Add the log to the one in the cell's folder."""
-    path = _log(cell)
-    if path.is_file():
-        cell.folder.mkdir(parents=True, exist_ok=True)
-        with (cell.folder / on_disk.LOG).open("ab") as log:
-            log.write(path.read_bytes())
-        path.unlink()
-
-
 def _job(cell: Cell, state: State) -> Job:
     train = () if state.status == "evaluate" else cell.train
-    return Job(cell.name, train, cell.evaluate, str(cell.folder / "run.json"), str(_log(cell)))
+    return Job(cell.name, train, cell.evaluate, str(cell.folder / "run.json"), str(cell.folder / on_disk.LOG))
 
 
-_VERBS = {"done": "skip", "new": "run", "resume": "go on", "evaluate": "evaluate", "redo": "do again", "busy": "leave alone"}
+_VERBS = {
+    "done": "skip",
+    "new": "run",
+    "resume": "go on",
+    "evaluate": "evaluate",
+    "redo": "do again",
+    "differs": "do again with --redo",
+    "busy": "leave alone",
+}
 
 
 def _say(planned: Sequence[Planned], workers: int, out: Path) -> None:
@@ -314,7 +329,7 @@ def _say(planned: Sequence[Planned], workers: int, out: Path) -> None:
     costs = [one.cell.cost for one in planned if one.state.status not in ("done", "busy")]
     left = f"; about {in_words(time_left(costs, workers))} with {min(workers, len(costs))} at a time" if costs else ""
     print(f"{len(planned)} cells: {counts}{left}", file=sys.stderr)
-    for status in ("done", "resume", "evaluate", "redo", "busy"):
+    for status in ("done", "resume", "evaluate", "redo", "differs", "busy"):
         for one in by_status.get(status, []):
             print(f"  {_VERBS[status]} {one.cell.name}: {one.state.why or 'complete, and made from the same'}", file=sys.stderr)
     for one in by_status.get("new", []):

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from mr1_bench.records import METHODS as TRAINED
+
 Arm = Literal["main", "beta", "format", "schedule", "other"]
 """What a run is for: the main grid (table 1, figures 1, 5, 7), a sweep of the constant KL weight (figure 6), of the format weight
 (figure 4), of the KL schedules (ours), or none of these."""
 
-METHODS = ("base", "sft", "grpo", "grpo-d")
+METHODS = ("base", *TRAINED)
 """In the order in which tables and figures show them."""
 METHOD_NAMES = {"base": "Base", "sft": "SFT", "grpo": "GRPO", "grpo-d": "GRPO-D"}
 
@@ -53,8 +55,8 @@ class Result:
         folder: where the evaluation's files lie.
         answers: in the order of `doc_id`; empty where only means are known (results of others without samples).
         means: metric name -> share, as recorded.
-        identity: hashes and decoding that decide what was asked: dataset_sha256, pixels_sha256, prompt_sha256, decoding, limit; empty in
-            results of others.
+        identity: what was asked, of what engine, and by what code it was graded (`evaluations.IDENTITY`); in results of others only what
+            their files say.
         engine: what generated the answers, such as `qwen2_vl`, with its settings; empty where nothing is recorded.
         tokens_per_s: as recorded.
         foreign: whether plain lmms-eval wrote it.

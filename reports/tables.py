@@ -9,13 +9,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mr1_bench.reports import analysis
-from mr1_bench.reports.analysis import Cell, Comparison, Difference, Gain, Measured, Pair, Slice, SweepPoint
+from mr1_bench.reports.analysis import (
+    Cell,
+    Comparison,
+    Confusion,
+    Difference,
+    Findings,
+    Gain,
+    MatrixCell,
+    Measured,
+    Pair,
+    Slice,
+    SweepPoint,
+    Table1,
+)
 from mr1_bench.reports.curves import Sweep
+from mr1_bench.reports.measures import MIN_SEEDS
 from mr1_bench.reports.study import METHOD_NAMES, METHODS, Study
 from mr1_bench.reports.table_files import Table
 from mr1_bench.reports.table_files import write_tables as write_files
-from mr1_bench.tables import percent
+from mr1_bench.tables import p_value, percent
 
 _INTERVALS = (
     "In brackets 95 % intervals: Student's t over training seeds (what another seed would give on these items; none where all agree), "
@@ -28,26 +41,24 @@ _SWEEPS: Mapping[Sweep, tuple[str, str]] = {
 }
 
 
-def write_tables(study: Study, folder: Path) -> list[Path]:
+def write_tables(study: Study, folder: Path, findings: Findings) -> list[Path]:
     """Make all tables of a study and write each as Markdown, CSV and LaTeX.
 
-    Raises:
-        RecordError: runs that would be averaged differ in more than their seed.
+    Args:
+        study: the runs.
+        folder: to write into.
+        findings: what was computed of them.
     """
-    return write_files(make_tables(study), folder)
+    return write_files(make_tables(study, findings), folder)
 
 
-def make_tables(study: Study) -> list[Table]:
-    """All tables that a study has something for, in the order of the report.
-
-    Raises:
-        RecordError: runs that would be averaged differ in more than their seed.
-    """
-    table1 = analysis.table1(study)
-    tables = [_table1(table1), _seeds([*table1.cells, *table1.direct]), _gains(analysis.gains(study).gains), _matrix(study)]
-    tables += [_comparisons(analysis.comparisons(study)), _pairs(analysis.pairs(study))]
-    tables += [_sweep(what, analysis.sweep(study, what)) for what in _SWEEPS]
-    tables += [_difficulty(analysis.by_difficulty(study)), _confusion(study), _unpublished()]
+def make_tables(study: Study, findings: Findings) -> list[Table]:
+    """All tables that a study has something for, in the order of the report."""
+    table1 = findings.table1
+    tables = [_table1(table1), _seeds([*table1.cells, *table1.direct]), _gains(findings.gains), _matrix(findings.matrix)]
+    tables += [_comparisons(findings.comparisons), _pairs(findings.pairs)]
+    tables += [_sweep(what, findings.sweeps.get(what, ())) for what in _SWEEPS]
+    tables += [_difficulty(findings.slices), _confusion(study, findings.confusions), _unpublished(findings.unpublished)]
     return [table for table in tables if table.rows]
 
 
@@ -76,7 +87,7 @@ def _seed_count(measured: Measured | None) -> str:
 def _records(measured: Measured | None) -> dict[str, object]:
     """A measured share as plain values."""
     if measured is None:
-        return dict.fromkeys(("metric", "mean", "low", "high", "interval", "deviation", "seeds", "n", "runs"))
+        return dict.fromkeys(("metric", "mean", "low", "high", "interval", "deviation", "seeds", "n", "runs", "left_out"))
     return {
         "metric": measured.metric,
         "mean": measured.mean,
@@ -87,6 +98,7 @@ def _records(measured: Measured | None) -> dict[str, object]:
         "seeds": len(measured.seeds),
         "n": _count(measured),
         "runs": " ".join(seed.run for seed in measured.seeds),
+        "left_out": measured.left_out,
     }
 
 
@@ -96,14 +108,14 @@ def _limits(prefix: str, difference: Difference | None) -> dict[str, object]:
     return dict(zip(names, values, strict=True))
 
 
-def _table1(table: analysis.Table1) -> Table:
+def _table1(table: Table1) -> Table:
     cells = [*table.cells, *table.direct]
     compared = any(cell.published for cell in cells)
     header = ["task", "method", "seeds", "n", "acc %", "acc_r1v %", *(["published %", "difference, points"] if compared else []), "remark"]
     rows, records = [], []
     for cell in sorted(cells, key=lambda cell: list(dict.fromkeys(one.task for one in cells)).index(cell.task)):
         versus = cell.published
-        main = cell.acc or cell.acc_r1v
+        main = cell.acc
         beside = [percent(versus.value, versus.low, versus.high) if versus else "", _points(versus.difference) if versus else ""]
         remark = cell.why or (versus.note if versus else "")
         texts = [
@@ -188,8 +200,7 @@ def _gains(gains: Sequence[Gain]) -> Table:
     return Table("gains", "Headline relative gains", note, header, tuple(rows), tuple(records))
 
 
-def _matrix(study: Study) -> Table:
-    cells = analysis.matrix(study)
+def _matrix(cells: Sequence[MatrixCell]) -> Table:
     tasks = list(dict.fromkeys(cell.eval_task for cell in cells))
     trained = list(dict.fromkeys((cell.method, cell.train_task) for cell in cells))
     found = {(cell.method, cell.train_task, cell.eval_task): cell for cell in cells}
@@ -197,25 +208,28 @@ def _matrix(study: Study) -> Table:
     for method, train_task in trained:
         row = [METHOD_NAMES.get(method, method), train_task]
         mine = [found.get((method, train_task, task)) for task in tasks]
-        row.append(", ".join(sorted({_seed_count(cell.acc or cell.acc_r1v) for cell in mine if cell})))
+        row.append(", ".join(sorted({_seed_count(cell.acc) for cell in mine if cell})))
         for cell in mine:
-            row += [_share(cell.acc or cell.acc_r1v), _points(cell.gain)] if cell else ["", ""]
+            row += [_share(cell.acc), _points(cell.gain)] if cell else ["", ""]
         rows.append(tuple(row))
     header = ("method", "trained on", "seeds", *(title for task in tasks for title in (f"{task} %", "gain over base, points")))
     records = [
         {"method": cell.method, "train_task": cell.train_task, "eval_task": cell.eval_task, "relation": cell.relation}
         | _records(measured)
-        | _limits("gain", cell.gain if measured is (cell.acc or cell.acc_r1v) else None)
+        | _limits("gain", cell.gain if measured is (cell.acc) else None)
         for cell in cells
         for measured in (cell.acc, cell.acc_r1v)
         if measured
     ]
-    note = f"Accuracy (acc) by what was trained on and what was tested. {_INTERVALS} Gains are over the base on the same items."
+    note = (
+        f"Accuracy (acc) by what was trained on and what was tested. {_INTERVALS} Gains are over the base on the same items, of one "
+        f"checkpoint or of at least {MIN_SEEDS} seeds."
+    )
     return Table("matrix", "Train-by-test matrix", note, header, tuple(rows), tuple(records))
 
 
 def _p(value: float | None) -> str:
-    return "" if value is None else "< 0.0001" if value < 0.0001 else f"{value:.4f}"
+    return "" if value is None else p_value(value)
 
 
 def _comparisons(found: Sequence[Comparison]) -> Table:
@@ -313,8 +327,7 @@ def _difficulty(slices: Sequence[Slice]) -> Table:
     return Table("difficulty", "Accuracy by difficulty and question family", note, header, tuple(rows), tuple(records))
 
 
-def _confusion(study: Study) -> Table:
-    found = analysis.confusions(study)
+def _confusion(study: Study, found: Sequence[Confusion]) -> Table:
     named = [answer for one in found for answer in one.answers]
     numbers = sorted({int(answer) for answer in named if answer.isdecimal()})
     columns = [*map(str, numbers), *(answer for answer in ("other", "none") if answer in named)]
@@ -331,8 +344,7 @@ def _confusion(study: Study) -> Table:
     )
 
 
-def _unpublished() -> Table:
-    sentences = analysis.unpublished()
+def _unpublished(sentences: Sequence[str]) -> Table:
     note = "Nothing of this is shown as a published number anywhere in the report."
     records = tuple({"unpublished": sentence} for sentence in sentences)
     return Table("unpublished", "What the paper gives no numbers for", note, ("what",), tuple((one,) for one in sentences), records)

@@ -12,6 +12,7 @@ import math
 import platform
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,9 +22,10 @@ from mr1_bench import data, prompts, records, stats
 from mr1_bench.errors import UserError
 from mr1_bench.grading import grade
 from mr1_bench.model_files import resolve_model
+from mr1_bench.source import commit
 from mr1_bench.specs import GROUPS, SPECS, TaskSpec, expand, get_spec
 from mr1_bench.tables import percent, print_table
-from mr1_bench.tasks import embedded, harness
+from mr1_bench.tasks import embedded, harness, peak_memory, vllm_backend
 from mr1_bench.tasks.harness import EvalConfig
 from mr1_bench.tasks.journal import Answer, Journal
 
@@ -52,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of sampling (default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, … (default: cuda where there is one)")
     parser.add_argument("--max-pixels", type=int, help=f"largest image in pixels, hf only (default: {NO_PIXEL_CAP}, in effect no cap)")
+    parser.add_argument("--vllm-args", help="settings of vLLM's engine with --backend vllm: KEY=VALUE,… (max_model_len=8192, say)")
     parser.add_argument("--include-path", type=Path, help="folder with further lmms-eval tasks")
     parser.add_argument("--verbose", action="store_true", help="show lmms-eval's own log")
 
@@ -89,7 +92,12 @@ def _choose_backend(backend: str, checkpoint: Path) -> str:
     return _HF_BACKENDS[model_type]
 
 
-def _choose_device(device: str | None) -> str:
+def choose_device(device: str | None) -> str:
+    """Return the device asked for, or a GPU where there is one.
+
+    Raises:
+        UserError: PyTorch has none such.
+    """
     import torch
 
     if device is None:
@@ -106,7 +114,7 @@ def _choose_device(device: str | None) -> str:
 def _make_config(args: argparse.Namespace, backend: str) -> EvalConfig:
     """Return the whole configuration; an option that the backend would ignore is refused, so that the record never claims it."""
     if backend in _HF_BACKENDS.values():
-        device, max_pixels = _choose_device(args.device), args.max_pixels or NO_PIXEL_CAP
+        device, max_pixels = choose_device(args.device), args.max_pixels or NO_PIXEL_CAP
     else:
         device, max_pixels = args.device, args.max_pixels
         if max_pixels is not None or (backend == "vllm" and device is not None):
@@ -126,9 +134,21 @@ def _make_config(args: argparse.Namespace, backend: str) -> EvalConfig:
     )
 
 
-def _model_arguments(checkpoint: Path, config: EvalConfig) -> dict[str, Any]:
-    if config.backend == "vllm":
-        return {"model": str(checkpoint), "batch_size": config.batch_size, "seed": config.seed}
+def _engine(checkpoint: Path, backend: str, more: str | None, verbose: bool) -> dict[str, Any]:
+    """Return what else decides the answers: vLLM's version and settings; for other backends the configuration says all."""
+    if backend != "vllm":
+        if more:
+            raise UserError(f"--vllm-args is for --backend vllm, not {backend}")
+        return {}
+    arguments = vllm_backend.parse_arguments(more)
+    vllm_backend.version()
+    vllm_backend.prepare(verbose)
+    return vllm_backend.facts(checkpoint, vllm_backend.engine_arguments(checkpoint, arguments))
+
+
+def _model_arguments(checkpoint: Path, config: EvalConfig, engine: dict[str, Any]) -> dict[str, Any]:
+    if config.backend == "vllm":  # lmms-eval takes the greater of its model's and the task's max_new_tokens
+        return {"model": str(checkpoint), "batch_size": config.batch_size, "max_new_tokens": 1, **engine["arguments"]}
     arguments: dict[str, Any] = {"pretrained": str(checkpoint), "batch_size": config.batch_size}
     if config.device is not None:
         arguments["device"] = config.device
@@ -139,7 +159,7 @@ def _model_arguments(checkpoint: Path, config: EvalConfig) -> dict[str, Any]:
 
 def _task_facts(spec: TaskSpec, config: EvalConfig) -> dict[str, Any]:
     """Return the facts about a task that decide its answers; raises where its data is absent."""
-    kwargs = {"level": spec.level, "n": spec.size} if spec.level else {}
+    kwargs: dict[str, Any] = {"level": spec.level, "n": spec.size} if spec.level else {}
     if spec.synthetic:
         embedded.parquet_path(spec)  # generated now, so that a data directory that cannot be written shows before the model is loaded
     return {
@@ -235,6 +255,42 @@ def _group_means(entries: dict[str, Any], tasks: str) -> dict[str, dict[str, flo
     return groups
 
 
+def why_not_whole(folder: Path, run: Mapping[str, Any]) -> str:
+    """Say what is missing or damaged of the files that an evaluation's record names; empty where they are as they were written.
+
+    Args:
+        folder: where they lie.
+        run: the record, checked by `records.check_eval_record`. Of one without hashes only the number of lines is compared.
+    """
+    recorded = run.get("sha256")
+    hashes = recorded if isinstance(recorded, dict) else {}
+    for name in (run["results_file"], *(run.get("sample_files") or [])):
+        path = folder / name
+        if not path.is_file():
+            return f"its file {name} is missing"
+        if name in hashes:
+            if records.file_sha256(path) != hashes[name]:
+                return f"its file {name} is damaged or was changed"
+            continue
+        task = next((task for task in run["tasks"] if name.endswith(f"_samples_{task}.jsonl")), None)
+        if task is not None and path.read_bytes().count(b"\n") != run["tasks"][task].get("n"):
+            return f"its file {name} is cut off"
+    return ""
+
+
+def _read_previous(folder: Path) -> tuple[dict[str, Any] | None, str]:
+    """The record of an earlier evaluation in a folder, None where it cannot be read; and what is wrong with it or its files."""
+    path = folder / "run.json"
+    try:
+        run: dict[str, Any] = records.read_json(path)
+        records.check_eval_record(run, path)
+    except records.RecordError as error:
+        if not (folder / "journal.jsonl").is_file():
+            raise
+        return None, f"its record is damaged ({error})"  # the journal says which evaluation it is
+    return run, why_not_whole(folder, run)
+
+
 def run(args: argparse.Namespace) -> int:
     """Evaluate one checkpoint; print the table and where the record is."""
     _check_arguments(args)
@@ -244,6 +300,7 @@ def run(args: argparse.Namespace) -> int:
     harness.quiet(args.verbose)
     checkpoint = resolve_model(args.model)
     config = _make_config(args, _choose_backend(args.backend, checkpoint))
+    engine = _engine(checkpoint, config.backend, args.vllm_args, args.verbose)
     training = records.training_of(checkpoint)
     weights = records.checkpoint_sha256(checkpoint)
     facts = {name: _task_facts(get_spec(name), config) for name in names if name in _OUR_NAMES}
@@ -254,44 +311,49 @@ def run(args: argparse.Namespace) -> int:
 
     versions = records.package_versions()
     settings = {key: value for key, value in asdict(config).items() if key not in ("model", "tasks")}
-    identity = records.sha256_json({"checkpoint": weights, "tasks": facts, "settings": settings, "packages": versions})
+    decisive = {"checkpoint": weights, "tasks": facts, "settings": settings, "packages": versions}
+    identity = records.sha256_json(decisive | ({"engine": engine} if engine else {}))
     code = records.code_sha256()
     folder = args.out / "eval" / (args.name or f"{'+'.join(part.strip() for part in args.tasks.split(','))[:60]}-{identity[:8]}")
     if (folder / "run.json").is_file():
-        previous = records.read_json(folder / "run.json")
-        if previous.get("identity") != identity:
+        previous, damage = _read_previous(folder)
+        if previous is not None and previous.get("identity") != identity:
             raise UserError(
                 f"{folder} holds another evaluation (other weights, data, prompt, decoding or versions); choose another --name or --out"
             )
-        whole = {path.name for path in folder.glob("*.json*")} >= {previous["results_file"], *previous.get("sample_files", [])}
-        if whole and previous.get("code_sha256") == code:
+        if previous is not None and not damage and previous.get("code_sha256") == code:
             print("already complete, nothing to do\n", file=sys.stderr)
             _print_results(previous, folder)
             return 0
-        reason = "mr1-bench has changed since" if whole else "files of the record are missing"
-        print(f"{reason}: grading the same answers again", file=sys.stderr)
+        print(f"{damage or 'mr1-bench has changed since'}: grading the same answers again", file=sys.stderr)
     elif not (folder / "journal.jsonl").is_file() and any(folder.glob("*_results.json")):
         raise UserError(f"{folder} holds results that mr1-bench eval did not write; choose another --name or --out")
 
     start = time.perf_counter()
+    memory_shows = peak_memory.begin(config.device)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     with Journal(folder / "journal.jsonl", identity) as journal:
         # Of a killed run, or of an earlier version of the graders; kept until the new record stands.
         superseded = [*folder.glob("*_results.json"), *folder.glob("*_samples_*.jsonl")]
         manager = manager or harness.open_tasks(names, args.include_path)
-        outcome = harness.evaluate(manager, names, config, _model_arguments(checkpoint, config), folder, journal)
+        outcome = harness.evaluate(manager, names, config, _model_arguments(checkpoint, config, engine), folder, journal)
         entries = _entries(outcome, facts, names, config)
         tokens = sum(answer["tokens"] for answer in outcome.answers.values())
+        results_file = f"{outcome.stamp}_results.json"
+        sample_files = [f"{outcome.stamp}_samples_{name}.jsonl" for name in outcome.samples]
         all_made_now = outcome.made == len(outcome.answers) and outcome.seconds > 0
         record = {
             "format": records.FORMAT,
             "kind": "eval",
             "identity": identity,
             "code_sha256": code,
-            "results_file": f"{outcome.stamp}_results.json",
-            "sample_files": [f"{outcome.stamp}_samples_{name}.jsonl" for name in outcome.samples],
+            "commit": commit(),
+            "results_file": results_file,
+            "sample_files": sample_files,
+            "sha256": {name: records.file_sha256(folder / name) for name in (results_file, *sample_files)},
             "model": {"path": args.model, "checkpoint_sha256": weights, "training": training},
             "config": asdict(config),
+            "engine": engine or None,
             "tasks": entries,
             "groups": _group_means(entries, args.tasks),
             "packages": versions,
@@ -302,6 +364,7 @@ def run(args: argparse.Namespace) -> int:
             "answers": {"total": len(outcome.answers), "made_in_this_run": outcome.made},
             "tokens": tokens,
             "tokens_per_s": round(tokens / outcome.seconds, 1) if all_made_now else None,
+            "peak_memory_bytes": peak_memory.peak(str(config.device)) if memory_shows and all_made_now else None,
         }
         records.write_json(folder / "run.json", record)
         for path in superseded:

@@ -23,6 +23,7 @@ from typing import Any
 from mr1_bench import records
 from mr1_bench.errors import UserError
 from mr1_bench.specs import SPECS
+from mr1_bench.tasks import vllm_backend
 from mr1_bench.tasks.journal import Answer, Journal, journaled
 
 _CHUNK_BATCHES = 4  # batches between two writes of the journal
@@ -82,7 +83,8 @@ def quiet(verbose: bool) -> None:
 
     @functools.wraps(started)
     def silent(self: Any, *args: Any, **kwargs: Any) -> None:
-        started(self, *args, **kwargs | {"disable": True})  # lmms-eval's models set `disable` themselves, so the variable has no effect
+        # lmms-eval's models set `disable` themselves, so tqdm's own variable has no effect. Our bars name their stream.
+        started(self, *args, **kwargs | ({} if "file" in kwargs else {"disable": True}))
 
     tqdm.tqdm.__init__ = silent
     warnings.filterwarnings("ignore")
@@ -181,7 +183,9 @@ def evaluate(
 
     if config.backend not in lmms_eval.models.list_available_models(include_aliases=True):
         raise UserError(f"lmms-eval has no model {config.backend!r}; use --backend hf, vllm, or one of `lmms-eval models`")
-    model = lmms_eval.models.get_model(config.backend)(**model_arguments)
+    make = functools.partial(lmms_eval.models.get_model(config.backend), **model_arguments)
+    on_vllm = config.backend == "vllm"
+    model = vllm_backend.load(Path(model_arguments["model"]), make) if on_vllm else make()
     tokenizer = getattr(model, "tokenizer", None)
     logger.disable("lmms_eval.evaluator")  # it warns of the sampling settings that we pass on purpose
     with _Progress() as progress:
@@ -195,7 +199,9 @@ def evaluate(
         )
         model.generate_until = progress.watch(generate)
         tracker = EvaluationTracker(output_path=str(folder))
-        sampling = f"temperature={config.temperature},top_p={config.top_p},do_sample=True"
+        decoding = [vllm_backend.generation_arguments(Path(model_arguments["model"]))] if on_vllm else []
+        if config.temperature > 0:
+            decoding.append(f"temperature={config.temperature},top_p={config.top_p},do_sample=True")
         stamp = datetime.now(UTC).strftime("%Y%m%d_%H%M%S")
         results = simple_evaluate(
             model=model,
@@ -203,7 +209,7 @@ def evaluate(
             task_manager=manager,
             limit=config.limit,
             log_samples=True,
-            gen_kwargs=sampling if config.temperature > 0 else None,
+            gen_kwargs=",".join(filter(None, decoding)) or None,
             repeats=config.repeats,
             evaluation_tracker=tracker,
             random_seed=config.seed,
@@ -215,6 +221,7 @@ def evaluate(
     if results is None:
         raise UserError("lmms-eval returned no results on this rank; run mr1-bench eval in a single process")
     samples = {task: [dict(row) for row in rows] for task, rows in results["samples"].items()}
+    tracker.general_config_tracker.model_source = config.backend  # it holds the model itself and would copy it whole, which vLLM's refuses
     _write_files(tracker, results, folder, stamp)
     answers = {key.rpartition("/")[0]: answer for key, answer in journal.answers.items()}
     return Outcome(results, samples, answers, progress.made, progress.seconds, stamp)

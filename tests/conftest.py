@@ -1,10 +1,14 @@
 """Fixtures shared by all tests: the folder of real data, and a data directory of their own."""
 
+import gc
 import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+settings.register_profile("ours", deadline=None)  # a busy machine is no failure
+settings.load_profile("ours")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two pytest workers on two cores; inherited by the processes that tests start
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -27,3 +31,9 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from mr1_bench.trainers import tiny
 
     return tiny.build(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def without_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """statsmodels collects garbage at each Holm correction, which takes most of the time of tests that make many."""
+    monkeypatch.setattr(gc, "collect", lambda *_: 0)

@@ -121,13 +121,14 @@ def _eval_record(name: str, weights: str, training: Mapping[str, Any] | None, re
         lengths = [answer.tokens or 0 for answer in result.answers]
         tokens = {"completion": sum(lengths), "mean": sum(lengths) / len(lengths), "longest": max(lengths)}
         entry = {"task": task, "size": spec.size, "prompt": spec.prompt} | dict(result.identity)
+        settings = {key: entry.pop(key) for key in ("backend", "max_pixels", "code_sha256")}
         entries[task] = entry | {"n": result.n, "metrics": metrics, "tokens": tokens, "cut_off": 0}
     tokens_per_s = next(iter(results.values())).tokens_per_s
     return {
         "format": 1,
         "kind": "eval",
         "identity": fake_hash("eval", name, weights),
-        "code_sha256": fake_hash("code"),
+        "code_sha256": settings.pop("code_sha256"),
         "results_file": f"{_STAMP}_results.json",
         "sample_files": [f"{_STAMP}_samples_{task}.jsonl" for task in results],
         "model": {
@@ -135,7 +136,7 @@ def _eval_record(name: str, weights: str, training: Mapping[str, Any] | None, re
             "checkpoint_sha256": weights,
             "training": None if training is None else {key: training[key] for key in ("method", "task", "seed")},
         },
-        "config": {"model": name, "tasks": ",".join(results), "backend": "qwen2_vl", "batch_size": 100, "seed": 0, "device": "cpu"},
+        "config": {"model": name, "tasks": ",".join(results), "batch_size": 100, "seed": 0, "device": "cpu"} | settings,
         "tasks": entries,
         "groups": {},
         "packages": _PACKAGES,

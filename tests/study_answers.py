@@ -110,5 +110,8 @@ def make_result(folder: Path, task: str, answers: tuple[Answer, ...]) -> Result:
         "prompt_sha256": prompts.prompt_hash(spec.prompt),
         "decoding": {"max_new_tokens": spec.max_new_tokens, "temperature": 0.0, "top_p": 1.0},
         "limit": None if n == spec.size else n,
+        "backend": "qwen2_vl",
+        "max_pixels": None,
+        "code_sha256": fake_hash("code"),
     }
     return Result(task, folder, answers, means, identity, engine="qwen2_vl, device cpu, batch_size 100", tokens_per_s=2000.0)

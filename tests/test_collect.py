@@ -122,11 +122,11 @@ class TestMissing:
     def test_failed_cell(self, tmp_path):
         one_run(tmp_path)
         write_missing(Missing("sft-gr-synth-s0", tmp_path, "loss is not finite at step 7"), tmp_path)
-        one_run(tmp_path, "sft")  # its files may be there all the same
+        folder = one_run(tmp_path, "sft")
+        edit(folder / "run.json", lambda run: run.update(status="running"))  # its files may be there all the same
         write_missing(Missing("sft-gr-synth-s0", tmp_path, "loss is not finite at step 7"), tmp_path)
         study = read_study([tmp_path])
         assert [run.name for run in study.runs] == ["grpo-gr-synth-s0"]
-        folder = tmp_path / "cells/sft-gr-synth-s0"
         assert study.missing == (Missing("sft-gr-synth-s0", folder, "loss is not finite at step 7"),)
 
     @pytest.mark.parametrize(
@@ -144,9 +144,22 @@ class TestMissing:
         assert [run.seed for run in study.runs] == [0]
         assert why in study.missing[0].why
 
+    def test_failure_that_was_mended(self, small, tmp_path):
+        """The records of the run and its evaluation tell more than an older attempt's `cell.json`."""
+        write_study(small, tmp_path)
+        for run in small.runs:
+            write_missing(Missing(run.name, tmp_path, "no disk"), tmp_path)
+            edit(tmp_path / f"cells/{run.name}/cell.json", lambda cell, arm=run.arm: cell.update(arm=arm))
+        assert read_study([tmp_path]) == at(small, tmp_path)
+        (tmp_path / "cells/base/cell.json").write_text('{"format": 1, "na')
+        assert "base" in {run.name for run in read_study([tmp_path]).runs}
+        (tmp_path / "cells/base/eval/main/run.json").write_text("{")
+        assert "half-written" in read_study([tmp_path]).missing[0].why
+
     def test_cut_off_cell_record(self, tmp_path):
         one_run(tmp_path)
         folder = one_run(tmp_path, seed=1)
+        (folder / "eval/main/run.json").unlink()
         (folder / "cell.json").write_text('{"format": 1, "na')
         study = read_study([tmp_path])
         assert [run.seed for run in study.runs] == [0]
@@ -159,6 +172,15 @@ class TestMissing:
         study = read_study([tmp_path])
         assert [run.seed for run in study.runs] == [0]
         assert {one.why.partition(":")[0] for one in study.missing} == {"unfinished evaluation", "trained, but not evaluated yet"}
+
+    def test_trained_but_not_evaluated(self, tmp_path):
+        """A cell is known by its place, without any plan or `cell.json`."""
+        for seed in (0, 1):
+            folder = one_run(tmp_path, seed=seed, cell=False)
+        shutil.rmtree(folder / "eval")
+        study = read_study([tmp_path])
+        assert [run.seed for run in study.runs] == [0]
+        assert study.missing[0].folder == folder and study.missing[0].why.startswith("trained, but not evaluated yet")
 
     def test_sampled_answers_are_not_compared(self, tmp_path):
         folder = one_run(tmp_path)
@@ -195,18 +217,72 @@ class TestBadInput:
         with pytest.raises(RecordError, match="nowhere is not a folder"):
             read_study([tmp_path / "nowhere"])
 
-    @pytest.mark.parametrize("key", ["dataset_sha256", "pixels_sha256", "prompt_sha256", "decoding", "limit"])
-    def test_other_versions_name_both_folders_and_values(self, tmp_path, key):
+    @pytest.mark.parametrize(
+        "key, value, place",
+        [
+            *((key, "feed", "task") for key in ("dataset_sha256", "pixels_sha256", "prompt_sha256")),
+            ("decoding", {"temperature": 0.0}, "task"),
+            ("limit", 5, "task"),
+            ("backend", "vllm", "config"),
+            ("max_pixels", 50176, "config"),
+            ("code_sha256", "feed", "run"),
+        ],
+    )
+    def test_other_versions_name_both_folders_and_values(self, tmp_path, key, value, place):
         one_run(tmp_path)
         folder = one_run(tmp_path, seed=1)
-        edit(folder / "eval/main/run.json", lambda run: run["tasks"][GR].update({key: "feed"}))
+        if place != "task":
+            edit(folder / "eval/main/run.json", lambda run: (run if place == "run" else run["config"]).update({key: value}))
+        edit(folder / "eval/main/run.json", lambda run: run["tasks"][GR].update({key: value}) if place == "task" else None)
         (tmp_path / "first").mkdir()
         with pytest.raises(RecordError) as caught:
             read_study([tmp_path])
         message = str(caught.value)
-        assert message.startswith(f"{GR} was evaluated differently in {tmp_path}/cells/grpo-gr-synth-s0/eval/main ({key} ")
-        assert f"{folder / 'eval/main'} ({key} feed; 1 so)" in message
-        assert "\n" not in message
+        assert f"{GR} was evaluated differently in {tmp_path}/cells/grpo-gr-synth-s0/eval/main ({key} " in message
+        assert f"{folder / 'eval/main'} ({key} {value}; 1 so): they may not stand in one table; evaluate one of them again, or" in message
+        assert len(message.splitlines()) == (1 if place == "task" else 2), "a task each"
+
+    @pytest.mark.parametrize("arm", ["main", "beta"])
+    @pytest.mark.parametrize("key", ["code_sha256", "prompts_sha256"])
+    def test_seeds_trained_by_other_code_or_with_other_prompts_are_not_averaged(self, tmp_path, key, arm):
+        first = one_run(tmp_path, arm=arm)
+        folder = one_run(tmp_path, seed=1, arm=arm)
+        edit(folder / "run.json", lambda run: run["identity"].update({key: "feed"}))
+        with pytest.raises(RecordError) as caught:
+            read_study([tmp_path])
+        said = f"{first} and {folder} are both in the {arm} arm of grpo on {GR}, but differ in {key} ("
+        assert str(caught.value).startswith(said)
+        assert " and feed); their mean would mean nothing: train one of them again, leave one out, or " in str(caught.value)
+        edit(folder / "cell.json", lambda cell: cell.update(arm="other"))
+        assert len(read_study([tmp_path]).runs) == 2
+
+    def test_sft_is_no_point_of_a_sweep(self, tmp_path):
+        one_run(tmp_path, "sft", arm="beta")
+        with pytest.raises(RecordError, match=r"sft-gr-synth-s0 is sft, which has no beta to sweep"):
+            read_study([tmp_path])
+
+    def test_trainings_that_end_in_the_same_weights_are_two_all_the_same(self, tmp_path):
+        weights = "b" * 64
+        for changes in ({"beta_max": 0.0}, {"beta_max": 0.01}):
+            folder = one_run(tmp_path, changes=changes, arm="beta")
+            edit(folder / "eval/main/run.json", lambda run: run["model"].update(checkpoint_sha256=weights))
+        assert [run.weights for run in read_study([tmp_path]).runs] == [weights, weights]
+
+    @pytest.mark.parametrize("name", ["metrics.jsonl", "eval/main/*samples_mr1_gr_synth.jsonl", "run.json", "eval/main/run.json"])
+    def test_files_cut_inside_a_character(self, tmp_path, name):
+        path = next(one_run(tmp_path).glob(name))
+        path.write_bytes(path.read_bytes() + "°".encode()[:1])
+        with pytest.raises(RecordError, match=rf"{path}.*cut off"):
+            read_study([tmp_path])
+
+    @pytest.mark.parametrize("content", ["[]", "{}", '{"kind": "evil"}', '{"kind": null}', "3", "[" * 100_000, '{"a": ' + "9" * 5000 + "}"])
+    def test_a_run_record_that_is_none_is_named(self, tmp_path, content):
+        folder = one_run(tmp_path)
+        (folder / "eval/main/run.json").write_text(content)
+        with pytest.raises(
+            RecordError, match=rf"{folder}/eval/main/run.json is no(t readable as JSON|.*expected train, eval or checkpoint)"
+        ):
+            read_study([tmp_path])
 
     def test_same_run_in_two_folders(self, tmp_path):
         one_run(tmp_path / "a", cell=False)

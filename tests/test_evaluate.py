@@ -14,6 +14,8 @@ import pytest
 from mr1_bench import records
 from mr1_bench.cli import main
 from mr1_bench.model_files import resolve_model
+from mr1_bench.reports.collect import read_study
+from mr1_bench.source import commit
 from mr1_bench.tasks.journal import Journal, journaled
 from mr1_bench.trainers import tiny
 
@@ -62,9 +64,11 @@ def test_record_holds_what_the_number_was_made_from(checkpoint, tmp_path):
     record, _ = only_record(tmp_path)
     assert record["kind"] == "eval"
     assert record["model"] == {"path": str(checkpoint), "checkpoint_sha256": records.checkpoint_sha256(checkpoint), "training": None}
+    assert record["commit"] == commit()
     assert record["config"]["seed"] == 0
     assert record["packages"]["lmms-eval"] == "0.7.3"
     assert record["answers"] == {"total": 12, "made_in_this_run": 12}
+    assert sys.platform != "linux" or record["peak_memory_bytes"] > 10**8
     entry = record["tasks"]["mr1_gr_synth"]
     assert entry["n"] == 6
     assert len(entry["dataset_sha256"]) == len(entry["prompt_sha256"]) == 64
@@ -73,9 +77,9 @@ def test_record_holds_what_the_number_was_made_from(checkpoint, tmp_path):
     assert entry["metrics"]["acc"]["n"] == 6
     assert entry["tokens"]["completion"] > 0
     # lmms-eval's own files say the same, and are read back
-    (evaluation,) = records.read_evaluations([tmp_path])
-    assert evaluation.results["mr1_gr_synth"]["acc"] == entry["metrics"]["acc"]["value"]
-    assert len(evaluation.items("mr1_gr_synth")) == 6
+    (base,) = read_study([tmp_path]).runs
+    assert base.results["mr1_gr_synth"].means["acc"] == entry["metrics"]["acc"]["value"]
+    assert base.results["mr1_gr_synth"].n == 6
 
     again = run(*command(checkpoint, tmp_path, "--tasks", "mr1_synth", "--limit", "6"))
     assert again.returncode == 0
@@ -99,8 +103,8 @@ def test_killed_evaluation_goes_on_and_ends_the_same(checkpoint, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not list(killed.glob("eval/*/run.json"))
-    with pytest.raises(records.RecordError, match="no finished evaluation"):
-        records.read_evaluations([killed])
+    with pytest.raises(records.RecordError, match="no finished run or evaluation"):
+        read_study([killed])
 
     done = run(*command(checkpoint, killed, *arguments))
     assert done.returncode == 0, done.stderr
@@ -161,9 +165,9 @@ def test_plain_lmms_eval_command(checkpoint, tmp_path):
         text=True,
         timeout=600,
     )
-    (evaluation,) = records.read_evaluations([tmp_path])
-    assert set(evaluation.results["mr1_gr_synth"]) >= {"acc", "acc_r1v", "format", "answered"}, done.stderr
-    assert len(evaluation.items("mr1_gr_synth")) == 3
+    (base,) = read_study([tmp_path]).runs
+    assert set(base.results["mr1_gr_synth"].means) >= {"acc", "acc_r1v", "format", "answered"}, done.stderr
+    assert base.results["mr1_gr_synth"].n == 3
     assert "acc_r1v" in done.stdout
 
 
@@ -180,15 +184,27 @@ def test_plain_lmms_eval_command_ends_with_how_to_get_absent_data(checkpoint, tm
     assert "mr1-bench data build gr" in done.stderr.splitlines()[-1]
 
 
-def test_missing_samples_are_written_again(checkpoint, tmp_path):
+def test_what_is_missing_or_damaged_is_written_again(checkpoint, tmp_path):
     arguments = command(checkpoint, tmp_path, "--tasks", "mr1_vc_synth", "--limit", "4")
     assert run(*arguments).returncode == 0
-    _, folder = only_record(tmp_path)
-    next(folder.glob("*_samples_*.jsonl")).unlink()
-    again = run(*arguments)
-    assert "files of the record are missing" in again.stderr
-    assert len(samples(folder, "mr1_vc_synth")) == 4
-    assert "4 of the task's 600 items" in again.stdout
+    first, folder = only_record(tmp_path)
+
+    def cut(path):
+        path.write_text(path.read_text()[40:])  # as many lines as before
+
+    for spoil, pattern, why in (
+        (Path.unlink, "*_samples_*.jsonl", "is missing"),
+        (cut, "*_samples_*.jsonl", "is damaged or was changed"),
+        (cut, "run.json", "its record is damaged"),
+    ):
+        spoil(next(folder.glob(pattern)))
+        again = run(*arguments)
+        assert why in again.stderr and "grading the same answers again" in again.stderr
+        assert "4 of the task's 600 items" in again.stdout
+        record, _ = only_record(tmp_path)
+        assert record["answers"] == {"total": 4, "made_in_this_run": 0}
+        assert record["sha256"] == {name: records.file_sha256(folder / name) for name in (record["results_file"], *record["sample_files"])}
+        assert record["tasks"] == first["tasks"]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mr1_bench.reports import figures, figures_results, figures_training
 from mr1_bench.reports.analysis import Curve, MatrixCell, SweepPoint
-from mr1_bench.reports.figure_text import Point, bars, extremes, leader
+from mr1_bench.reports.figure_text import Point, bars, extremes, leader, winner
 from mr1_bench.reports.measures import Difference, Measured, SeedValue
 from mr1_bench.reports.study import METHOD_NAMES, Study
 from mr1_bench.trainers.schedule import KLWeight, beta_at
@@ -60,8 +60,8 @@ def cell(method: str, train: str, test: str, acc: Measured | None, r1v: Measured
     return MatrixCell(method, train, test, relation, acc, r1v, None if gain is None else Difference(gain, gain - 0.1, gain + 0.1, "test"))
 
 
-def swept(sweep: Any, x: float, share: float, half: float = 0.05) -> SweepPoint:
-    return SweepPoint(sweep, GR, "grpo", x, f"{x:g}", ("run0",), measured(share, half=half), None, measured(0.9))
+def swept(sweep: Any, x: float, share: float, seeds: int = 1) -> SweepPoint:
+    return SweepPoint(sweep, GR, "grpo", x, f"{x:g}", ("run0",), measured(*[share] * seeds), None, measured(0.9))
 
 
 def test_figure_1_shows_and_says_the_measured_values() -> None:
@@ -82,12 +82,12 @@ def test_figure_1_shows_and_says_the_measured_values() -> None:
     assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((35, 65))
 
 
-def test_with_under_three_seeds_a_caption_speaks_of_checkpoints_and_names_the_range() -> None:
+def test_with_under_three_seeds_a_caption_names_no_winner() -> None:
     two = [curve("test_accuracy", "sft", [[0.4, 0.5], [0.4, 0.7]]), curve("test_accuracy", "grpo", [[0.4, 0.5]])]
     drawing = figures_training.accuracy(two)
     assert drawing is not None
-    assert "among these checkpoints SFT is highest (60.0 %), 10.0 points above GRPO. " in drawing.caption
-    assert "overlap" not in drawing.caption
+    assert "at the last step: SFT 60.0 % and GRPO 50.0 %. " in drawing.caption
+    assert "highest" not in drawing.caption
     assert drawing.caption.endswith("Bands: smallest to largest of 2 training seeds; none where there is one value or all seeds agree.")
     (axes,) = paint(drawing).axes
     (band,) = axes.collections
@@ -96,64 +96,81 @@ def test_with_under_three_seeds_a_caption_speaks_of_checkpoints_and_names_the_ra
 
 def test_leader_and_extremes() -> None:
     a, b = Point("A", 0.6, 0.55, 0.65, "t", 3), Point("B", 0.5, 0.45, 0.56, "t", 3)
-    assert leader([b, a]) == "A is highest (60.0 %), 10.0 points above B (intervals overlap)"
+    assert leader([b, a]) == "B 50.0 % and A 60.0 %", "intervals overlap"
+    assert extremes([b, a], "β") == "between 50.0 % and 60.0 %"
+    low = dataclasses.replace(b, high=0.54)
+    assert leader([low, a]) == "A is highest (60.0 %), 10.0 points above B (intervals do not overlap)"
+    assert extremes([low, a], "β") == "between 50.0 % and 60.0 %, highest at β = A, whose interval overlaps no other"
+    for few in ({"bar": "items", "seeds": 1}, {"bar": "range", "seeds": 2}, {"bar": "none", "low": None, "high": None}):
+        assert leader([low, dataclasses.replace(a, **few)]) == "B 50.0 % and A 60.0 %"
+        assert leader([dataclasses.replace(low, **few), a]) == "B 50.0 % and A 60.0 %"
+    wide = Point("C", 0.4, 0.2, 0.6, "t", 3)
+    assert winner([wide, low, a]) is None, "the widest interval counts, not the second mean"
     assert leader([a]) == "A reaches 60.0 %"
-    assert leader([a, dataclasses.replace(a, label="C"), b]) == "A and C are level at 60.0 %, the highest"
-    assert leader([a, dataclasses.replace(a, label="C")]) == "A and C are level at 60.0 %"
-    assert extremes([b, a], "β") == "highest at β = A (60.0 %) and lowest at B (50.0 %), 10.0 points apart, with intervals that overlap"
     assert extremes([a, a], "β") == "every β gives 60.0 %"
     assert bars([Point("A", 0.5)]) == "One training seed and no interval."
-    with pytest.raises(ValueError, match="nothing to rank"):
+    with pytest.raises(ValueError, match="nothing to name"):
         leader([])
 
 
-def test_figure_6_has_beta_zero_and_tells_the_shape() -> None:
+def test_figure_6_has_beta_zero_and_tells_the_shape_where_seeds_do() -> None:
     cells = [cell("base", "", GR, measured(0.5))]
-    rising = [swept("beta", beta, share) for beta, share in ((0.16, 0.45), (0.0, 0.55), (0.04, 0.7))]
-    drawing = figures_results.kl_weight(rising, cells)
+    shares = ((0.16, 0.45), (0.0, 0.55), (0.04, 0.7))
+    drawing = figures_results.kl_weight([swept("beta", beta, share, seeds=3) for beta, share in shares], cells)
     assert drawing is not None
-    assert (
-        "highest at β = 0.04 (70.0 %) and lowest at 0.16 (45.0 %), 25.0 points apart, with intervals that do not overlap."
-        in drawing.caption
-    )
+    assert "between 45.0 % and 70.0 %, highest at β = 0.04, whose interval overlaps no other." in drawing.caption
     assert "As in the paper's figure 6 the means rise, then fall. 2 of 3 are above the base (50.0 %)." in drawing.caption
     (axes,) = paint(drawing).axes
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0\n(clip only)", "0.04", "0.16"]
     assert [*next(line for line in axes.lines if line.get_label() == "GRPO").get_ydata()] == pytest.approx([55, 70, 45])
-    falling = [swept("beta", beta, share, half=0.2) for beta, share in ((0.0, 0.6), (0.04, 0.5), (0.16, 0.4))]
-    told = figures_results.kl_weight(falling, [])
-    assert told is not None and "these means do not, but with such intervals that says little." in told.caption
-    assert "base" not in told.caption
+    falling = ((0.0, 0.6), (0.04, 0.45), (0.16, 0.3))
+    told = figures_results.kl_weight([swept("beta", beta, share, seeds=3) for beta, share in falling], [])
+    assert told is not None and "these means do not." in told.caption and "base" not in told.caption
+    single = figures_results.kl_weight([swept("beta", beta, share) for beta, share in shares], [])
+    assert single is not None and "between 45.0 % and 70.0 %." in single.caption
+    assert not any(word in single.caption for word in ("highest", "figure 6"))
 
 
 def test_figure_4_shows_accuracy_and_format_apart() -> None:
     drawing = figures_results.format_weight([swept("format", 0.0, 0.3), swept("format", 1.0, 0.5)], [])
-    assert drawing is not None and "accuracy: highest at weight = 1 (50.0 %) and lowest at 0 (30.0 %)" in drawing.caption
+    assert drawing is not None and "accuracy: between 30.0 % and 50.0 %." in drawing.caption
     left, right = paint(drawing).axes
     assert [[*axes.lines[-1].get_ydata()] for axes in (left, right)] == [pytest.approx([30, 50]), pytest.approx([90, 90])]
 
 
-def test_figure_7_never_mixes_graders() -> None:
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+def test_the_axis_of_a_weight_begins_at_zero_also_around_one_point(weight: float) -> None:
+    drawing = figures_results.format_weight([swept("format", weight, 0.3)], [])
+    assert drawing is not None
+    for axes in paint(drawing).axes:
+        low, high = axes.get_xlim()
+        assert -0.06 * max(weight, 1.0) < low <= 0 <= weight < high
+        assert min(tick for tick in axes.get_xticks() if low <= tick <= high) == 0
+
+
+def test_beta_that_is_always_zero_has_no_negative_axis() -> None:
+    drawing = figures_training.beta_and_kl([curve("beta", "grpo", [[0.0] * 5])])
+    assert drawing is not None
+    low, high = paint(drawing).axes[0].get_ylim()
+    assert -0.05 < low <= 0 < high
+
+
+def test_figure_7_shows_acc_alone() -> None:
     base = cell("base", "", GR, measured(0.5))
     ours, foreign = cell("sft", VC, GR, measured(0.4, 0.5, 0.6)), cell("grpo", VC, GR, None, measured(0.9, metric="acc_r1v"))
     drawing = figures_results.cross_task([base, ours, foreign])
-    assert drawing is not None and "GRPO" not in drawing.caption and "SFT reaches 50.0 %, and 0.0 points above" in drawing.caption
-    only = figures_results.cross_task([foreign])
-    assert only is not None and only.caption.endswith("Graded by acc_r1v.")
+    assert drawing is not None and "GRPO" not in drawing.caption and "SFT reaches 50.0 %; the base 50.0 %." in drawing.caption
+    assert figures_results.cross_task([foreign]) is None
     (axes,) = paint(drawing).axes
     assert sorted(len(line.get_xdata()) for line in axes.lines if line.get_marker() == "s") == [1, 3]
 
 
-def test_the_heat_map_names_gains_and_losses() -> None:
+def test_the_heat_map_says_gains_and_losses() -> None:
     cells = [cell("base", "", test, measured(0.5)) for test in (VC, GR)]
     cells += [cell("sft", VC, VC, measured(0.7), gain=0.2), cell("sft", VC, GR, measured(0.4), gain=-0.1)]
     drawing = figures_results.heat_map(cells)
     assert drawing is not None
-    assert (
-        "Largest gain over the base: SFT, trained on Counting (synthetic), tested on Counting (synthetic) (+20.0 points)."
-        in drawing.caption
-    )
-    assert "Largest loss: SFT, trained on Counting (synthetic), tested on Geometry (synthetic) (−10.0 points)." in drawing.caption
+    assert drawing.caption.startswith("Differences to the base: −10.0 to +20.0 points. ")
     assert "1 of 1 cross-task cells lie below the base." in drawing.caption and "one checkpoint each" in drawing.caption
     (axes,) = paint(drawing).axes
     assert {"50.0", "70.0\n+20.0", "40.0\n−10.0"} <= {text.get_text() for text in axes.texts}

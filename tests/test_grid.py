@@ -1,6 +1,8 @@
 """The grid of the reproduction: which cells there are, that none is there twice, and that a cell's printed command is the cell."""
 
+import json
 import shlex
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +36,9 @@ def commands(line):
     """The argument lists of a printed command, without `mr1-bench` and what stands before it."""
     words = shlex.split(line, comments=True)
     parts, start = [], 0
-    for end in [*(place for place, word in enumerate(words) if word == "&&"), len(words)]:
+    *ends, last = [place for place, word in enumerate(words) if word == "&&"]
+    assert words[last + 1] == "echo"
+    for end in [*ends, last]:
         part = words[start:end]
         parts.append(part[part.index("mr1-bench") + 1 :])
         start = end + 1
@@ -102,6 +106,14 @@ def test_printed_commands_are_the_cells(name):
         assert args.temperature == 0
         assert args.repeats == 1
         assert "\n" not in cell.command
+
+
+def test_a_printed_line_says_what_the_cell_is_for(tmp_path):
+    """With one seed nothing else tells the main arm from a sweep."""
+    for cell in make_grid(find_preset("smoke"), tmp_path / "a folder"):
+        cell.folder.mkdir(parents=True)
+        subprocess.run(["sh", "-c", cell.command.rpartition(" && ")[2]], check=True)
+        assert json.loads((cell.folder / "cell.json").read_text()) == {"name": cell.name, "arm": cell.arm}
 
 
 def test_another_model_reaches_every_cell():

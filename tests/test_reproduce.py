@@ -32,6 +32,7 @@ gr = "tiny-gr"
 
 [settings]
 steps = 6
+warmup_steps = 3
 prompts_per_step = 2
 max_new_tokens = 8
 eval_every = 6
@@ -157,7 +158,6 @@ def test_killed_grid_goes_on_where_it_was(story):
     log = (folder / "log.txt").read_text()
     assert log.count("$ mr1-bench train grpo") == 2
     assert log.count("$ mr1-bench eval") == 1
-    assert not list((story["out"] / "cells").glob(".*.log"))
 
 
 def test_complete_grid_is_left_as_it_is(story):
@@ -210,21 +210,40 @@ def test_cell_json_alone_is_nothing(cell):
     folder.mkdir()
     (folder / "cell.json").write_text(kept)
     assert look(cell).status == "new"
-    on_disk.make_room(cell[0], folder.parent.parent / "replaced", look(cell))
-    assert list(folder.iterdir()) == []
+    assert on_disk.make_room(cell[0], folder.parent.parent / "replaced", look(cell)) is None
 
 
-def spoil_settings(folder, record):
+def spoil_settings(folder, record, status="finished", **values):
     run = records.read_json(folder / "run.json")
-    change(folder / "run.json", config=run["config"] | {"lr": 0.5})
+    change(folder / "run.json", config=run["config"] | (values or {"lr": 0.5}), status=status)
 
 
-def spoil_identity(key):
+def spoil_identity(key, value="another"):
     def spoil(folder, record):
         run = records.read_json(folder / "run.json")
-        change(folder / "run.json", identity=run["identity"] | {key: "another"})
+        change(folder / "run.json", identity=run["identity"] | {key: value})
 
     return spoil
+
+
+def cut(name, count=40):
+    def spoil(folder, record):
+        path = folder / name
+        path.write_bytes(path.read_bytes()[:-count])
+
+    return spoil
+
+
+def spoil_line(folder, record):
+    """Damage a sample and keep the number of lines."""
+    (path,) = record.parent.glob("*_samples_*.jsonl")
+    path.write_text(path.read_text()[50:])
+
+
+def spoil_line_of_old_record(folder, record):
+    """The same where no hash is recorded, as before there were any: seen by the number of lines only."""
+    records.write_json(record, {key: value for key, value in records.read_json(record).items() if key != "sha256"})
+    spoil_samples(folder, record)
 
 
 def spoil_samples(folder, record):
@@ -243,16 +262,28 @@ def spoil_task(folder, record):
         (lambda folder, record: change(folder / "run.json", status="running"), "resume", "training is at step 6 of 6"),
         (lambda folder, record: (folder / "run.json").write_text('{"kind": "tra'), "redo", "not readable as JSON"),
         (lambda folder, record: (folder / "run.json").unlink(), "redo", "and no run.json"),
-        (spoil_settings, "redo", "lr was 0.5 and is now"),
-        (spoil_identity("weights_sha256"), "redo", "it started from other weights"),
-        (spoil_identity("data_sha256"), "redo", "it was trained on other data"),
-        (spoil_identity("code_sha256"), "redo", "the code has changed since"),
+        (spoil_settings, "differs", "lr was 0.5 and is now"),
+        (lambda folder, record: spoil_settings(folder, record, "stopped"), "redo", "lr was 0.5 and is now"),
+        (spoil_identity("weights_sha256"), "differs", "it started from other weights"),
+        (spoil_identity("data_sha256", {"vc": "another"}), "differs", "it was trained on other data"),
+        (spoil_identity("code_sha256"), "differs", "the code has changed since"),
+        (spoil_identity("code_sha256", ["odd"]), "redo", "expected a text"),
+        (lambda folder, record: change(folder / "run.json", config=None), "redo", "expected a object"),
+        (lambda folder, record: change(folder / "run.json", last="best", status="running"), "resume", "training is at step"),
+        (cut("metrics.jsonl"), "redo", "metrics.jsonl, line 6 of 6: not JSON"),
+        (cut("evals.jsonl"), "redo", "evals.jsonl, line"),
         (lambda folder, record: (folder / "last" / "chat_template.jinja").write_text("other"), "evaluate", "it is of other weights"),
         (lambda folder, record: record.unlink(), "evaluate", "it has not been evaluated yet"),
         (lambda folder, record: record.write_text('{"kind": "ev'), "evaluate", "not readable as JSON"),
         (lambda folder, record: change(record, code_sha256="another"), "evaluate", "the code has changed since"),
         (lambda folder, record: next(record.parent.glob("*_results.json")).unlink(), "evaluate", "is missing"),
-        (spoil_samples, "evaluate", "is cut off"),
+        (spoil_samples, "evaluate", "is damaged or was changed"),
+        (spoil_line, "evaluate", "is damaged or was changed"),
+        (spoil_line_of_old_record, "evaluate", "is cut off"),
+        (lambda folder, record: next(record.parent.glob("*_results.json")).write_text("{}"), "evaluate", "is damaged or was changed"),
+        (lambda folder, record: change(record, model="tiny"), "evaluate", "expected a object"),
+        (lambda folder, record: change(record, tasks={"mr1_vc_synth": None}), "evaluate", "expected a object"),
+        (lambda folder, record: record.write_text("[]"), "evaluate", "no record of an evaluation"),
         (spoil_task, "evaluate", "prompt_sha256 of mr1_vc_synth has changed since"),
     ],
 )
@@ -261,6 +292,37 @@ def test_what_is_half_written_or_another_is_never_taken_for_the_cell(cell, spoil
     state = look(cell)
     assert state.status == status
     assert why in state.why
+
+
+def test_settings_that_decide_nothing_do_not_make_a_finished_cell_another(cell):
+    changed = {"model": "elsewhere", "device": "cuda:1", "images": "there", "show_every": 99, "save_every": 7, "trust_remote_code": True}
+    spoil_settings(cell[0].folder, None, **changed)
+    assert look(cell).status == "done"
+    spoil_settings(cell[0].folder, None, eval_every=3)
+    assert "eval_every was 3" in look(cell).why
+
+
+def test_finished_cells_of_other_settings_are_listed_and_left_alone_without_redo(
+    story, preset, tiny_checkpoint, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "out"
+    shutil.copytree(story["out"], out, symlinks=True)
+    spoil_settings(out / "cells" / TRAINED, None)
+    whole = make_grid(read_preset(preset), out, str(tiny_checkpoint))
+    ran = []
+    monkeypatch.setattr(reproduce, "make_grid", lambda *_: tuple(one for one in whole if one.name in ("base", TRAINED)))
+    monkeypatch.setattr(reproduce, "_report", lambda folders, out: None)
+    monkeypatch.setattr(reproduce, "run_cells", lambda jobs, *_: ran.extend(jobs) or iter(()))
+    words = arguments(preset, tiny_checkpoint, out)
+    assert cli.main(["reproduce-tables", *words]) == 2
+    said = capsys.readouterr().err
+    assert f"{TRAINED}: lr was 0.5 and is now" in said
+    assert "add --redo to do them again" in said
+    assert ran == []
+    assert not (out / "replaced").exists()
+    assert cli.main(["reproduce-tables", *words, "--redo"]) == 0
+    assert [job.name for job in ran] == [TRAINED]
+    assert (out / "replaced" / f"{TRAINED}-1" / "run.json").is_file()
 
 
 def test_other_limit_is_another_evaluation(cell):
@@ -286,6 +348,25 @@ def test_second_evaluation_of_the_same_tasks_is_moved_aside(cell, tmp_path):
     change(record.parent.with_name("older") / "run.json", code_sha256="another")
     assert look(cell).status == "done"
     assert on_disk.drop_other_evaluations(cell[0], cell[1], tmp_path / "replaced") == [tmp_path / "replaced" / f"{TRAINED}-older-1"]
+    assert look(cell).status == "done"
+
+
+def test_one_of_two_good_evaluations_stays_and_others_are_not_touched(cell, tmp_path):
+    record = record_of(cell)
+
+    def copy(name, **values):
+        shutil.copytree(record.parent, record.parent.with_name(name))
+        change(record.parent.with_name(name) / "run.json", **values)
+
+    run = records.read_json(record)
+    copy("zz")
+    copy("other-task", tasks={"mr1_gr_synth_l3": run["tasks"]["mr1_vc_synth"]})
+    copy("sampled", config=run["config"] | {"temperature": 1.0})
+    shutil.copytree(record.parent, record.parent.with_name("damaged"))
+    (record.parent.with_name("damaged") / "run.json").write_text("{")
+    moved = on_disk.drop_other_evaluations(cell[0], cell[1], tmp_path / "replaced")
+    assert [path.name for path in moved] == [f"{TRAINED}-damaged-1", f"{TRAINED}-zz-1"]
+    assert {path.name for path in record.parent.parent.iterdir()} == {record.parent.name, "other-task", "sampled"}
     assert look(cell).status == "done"
 
 

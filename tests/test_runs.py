@@ -57,8 +57,9 @@ class TestEvaluationsAlone:
     def test_retrained_with_another_method_is_not_joined(self, tmp_path):
         folder = self.split(tmp_path, tmp_path / "runs/cells/grpo-gr-synth-s0/last")
         edit(tmp_path / "elsewhere/run.json", lambda run: run["model"]["training"].update(method="sft"))
-        runs = read_study([tmp_path]).runs
-        assert [(run.method, run.folder == folder, len(run.results)) for run in runs] == [("sft", False, 2), ("grpo", True, 0)]
+        study = read_study([tmp_path])
+        assert [(run.method, run.folder == folder, len(run.results)) for run in study.runs] == [("sft", False, 2)]
+        assert [one.folder for one in study.missing] == [folder]
 
     def test_evaluations_of_one_checkpoint_are_one_run(self, tmp_path):
         run = make_run("grpo", GR, n=6, root=tmp_path)
@@ -85,7 +86,7 @@ class TestForeign:
         (run,) = read_study([tmp_path]).runs
         result = run.results["mr1_gr"]
         assert (run.method, run.model, run.weights) == ("base", "some/model", "some/model")
-        assert (result.foreign, result.n, result.means["acc"], dict(result.identity)) == (True, 4, 0.75, {})
+        assert (result.foreign, result.n, result.means["acc"], dict(result.identity)) == (True, 4, 0.75, {"backend": "qwen2_vl"})
         assert result.correct() == {0: True, 1: False, 2: True, 3: True}
         assert result.engine == "qwen2_vl, pretrained=some/model,device=cpu"
         assert run.record["config"]["model"] == "qwen2_vl"
@@ -101,7 +102,8 @@ class TestForeign:
             (place / "training.json").unlink()
         (folder / "training.json").write_text('{"method": "base"}')
         assert read_study([tmp_path]).runs[0].method == "base"
-        for wrong in ('{"method": "sft"}', '{"method": "sft", "task": "chess"}'):
+        wrongs = ["[]", '{"method": "sft"}', '{"method": "sft", "task": "chess"}', '{"method": "dpo", "task": "gr", "seed": 0}']
+        for wrong in [*wrongs, *(f'{{"method": "sft", "task": "gr", "seed": {seed}}}' for seed in ('"0"', "1.5", "true", "[1]"))]:
             (folder / "training.json").write_text(wrong)
             with pytest.raises(RecordError, match=r"training\.json"):
                 read_study([tmp_path])
@@ -141,7 +143,93 @@ class TestForeign:
         folder = write_plain(tmp_path / "a", correct=(1, 1, 0, 0), model_args="pretrained=x")
         path = next(folder.glob("*samples*"))
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
-        with pytest.raises(RecordError, match=r"acc of its 2 answers is 1.0000, but .*_results.json says 0.5000"):
+        with pytest.raises(RecordError, match=r"has 2 answers, and acc of them is 1.0000, but .*_results.json says 0.5000"):
+            read_study([tmp_path])
+
+    @pytest.mark.parametrize("value", [57.0, -0.1, float("nan"), float("inf")])
+    def test_what_is_no_share_is_refused(self, tmp_path, value):
+        folder = write_plain(tmp_path / "a", model_args="pretrained=x")
+        edit(next(folder.glob("*_results.json")), lambda content: content["results"]["mr1_gr"].update({"acc,none": value}))
+        next(folder.glob("*samples*")).unlink()
+        with pytest.raises(RecordError, match=rf"{folder}/.*_results.json: acc of mr1_gr is {value}, expected a share between 0 and 1"):
+            read_study([tmp_path])
+
+    @pytest.mark.parametrize(
+        "content, said",
+        [
+            ('{"results": {', "cut off"),
+            ('{"a": 1}', "no object `results`"),
+            ('{"results": {"mr1_gr": 3}, "model_name": "x"}', "`mr1_gr` is '3', expected an object"),
+            ('{"results": {"mr1_gr": {"acc,none": 0.5}}, "config": []}', "`config` is"),
+            (
+                '{"results": {"mr1_gr": {"acc,none": 0.5}}, "config": {"limit": "x"}, "model_name": "x"}',
+                "`limit` of mr1_gr is 'x', expected a number",
+            ),
+        ],
+    )
+    def test_damaged_results_are_named(self, tmp_path, content, said):
+        path = next(write_plain(tmp_path / "a", model_args="pretrained=x").glob("*_results.json"))
+        path.write_text(content)
+        with pytest.raises(RecordError, match=f"{path}.*{said}"):
+            read_study([tmp_path])
+
+    def test_fewer_answers_than_the_file_says(self, tmp_path):
+        folder = write_plain(tmp_path / "a", correct=(1, 0, 1, 0), model_args="pretrained=x")
+        edit(next(folder.glob("*_results.json")), lambda content: content.update({"n-samples": {"mr1_gr": {"effective": 8}}}))
+        with pytest.raises(RecordError, match=r"has 4 answers, and .*_results.json says 8: it was cut off"):
+            read_study([tmp_path])
+
+    @pytest.mark.parametrize(
+        "kwargs, repeats, left_out",
+        [
+            ({"temperature": 0.7}, 1, True),
+            ({"do_sample": True}, 1, True),
+            ({"temperature": 0}, 4, True),
+            ({"temperature": 0, "do_sample": False, "top_p": None}, 1, False),
+        ],
+    )
+    def test_sampled_answers_are_not_averaged_with_greedy_ones(self, tmp_path, kwargs, repeats, left_out):
+        write_plain(tmp_path / "greedy", model_args="pretrained=x")
+        folder = write_plain(tmp_path / "other", task="mr1_vc", model_args="pretrained=x")
+        config = {"generation_kwargs": {"max_new_tokens": 1024} | kwargs, "repeats": repeats}
+        edit(next(folder.glob("*_results.json")), lambda content: content.update(configs={"mr1_vc": config}))
+        study = read_study([tmp_path])
+        assert [(one.folder, one.why[:33]) for one in study.missing] == (
+            [(folder, "not comparable: its answers were ")] if left_out else []
+        )
+        assert study.tasks == (["mr1_gr"] if left_out else ["mr1_vc", "mr1_gr"])
+
+    @pytest.mark.parametrize(
+        "key, change",
+        [
+            ("decoding", {"configs": {"mr1_gr": {"generation_kwargs": {"max_new_tokens": 7, "temperature": 0}}}}),
+            ("limit", {"config": {"model": "qwen2_vl", "model_args": "", "limit": 9.0}}),
+            ("backend", {"config": {"model": "vllm", "model_args": "", "limit": 4.0}}),
+            ("max_pixels", {"config": {"model": "qwen2_vl", "model_args": "max_pixels=50176"}}),
+            ("", {"config": {"model": "some/model", "limit": 4.0}}),
+        ],
+    )
+    def test_asked_otherwise_than_ours_as_far_as_their_files_say(self, tmp_path, key, change):
+        run = make_run("base", n=4, tasks=("mr1_gr",), root=tmp_path)
+        ours = tuple(replace(one, gold="65°") for one in run.results["mr1_gr"].answers)
+        write_run(replace(run, results={"mr1_gr": replace(run.results["mr1_gr"], answers=ours)}), tmp_path)
+        folder = write_plain(tmp_path / "theirs")
+        (folder / "training.json").write_text('{"method": "grpo", "task": "gr", "seed": 0}')
+        edit(next(folder.glob("*_results.json")), lambda content: content.update(change))
+        if not key:
+            assert len(read_study([tmp_path]).runs) == 2
+            return
+        with pytest.raises(RecordError, match=rf"mr1_gr was evaluated differently in .*base/eval/main \({key} .* and {folder} \({key} "):
+            read_study([tmp_path])
+
+    def test_one_checkpoint_as_two_seeds(self, tmp_path):
+        model = tmp_path / "model"
+        model.mkdir()
+        (model / "model.safetensors").write_bytes(b"weights")
+        for seed in (0, 1):
+            folder = write_plain(tmp_path / f"s{seed}", model_args=f"pretrained={model}")
+            (folder / "training.json").write_text(json.dumps({"method": "sft", "task": "gr", "seed": seed}))
+        with pytest.raises(RecordError, match=r"s0 and .*s1 are evaluations of the same weights .*, as seeds 0 and 1 of sft on mr1_gr"):
             read_study([tmp_path])
 
     def test_other_items_beside_ours(self, tmp_path):

@@ -31,8 +31,12 @@ def paper():
     return Study(tuple(runs))
 
 
+def all_of(study):
+    return tables.make_tables(study, analysis.analyse(study))
+
+
 def named(study):
-    return {table.name: table for table in tables.make_tables(study)}
+    return {table.name: table for table in all_of(study)}
 
 
 def records(path):
@@ -41,7 +45,7 @@ def records(path):
 
 
 def test_the_files_of_a_report(tiny, tmp_path):
-    paths = tables.write_tables(tiny, tmp_path / "tables")
+    paths = tables.write_tables(tiny, tmp_path / "tables", analysis.analyse(tiny))
     names = ["table1", "table1_seeds", "gains", "matrix", "comparisons", "pairs", "sweep_beta", "sweep_format", "sweep_schedule"]
     names += ["difficulty", "confusion", "unpublished"]
     expected = [f"{name}.{ending}" for name in names for ending in ("md", "csv", "tex")] + ["all.tex"]
@@ -55,7 +59,7 @@ def test_what_was_not_run_has_no_table():
 
 
 def test_table1_says_what_the_analysis_says(tiny, tmp_path):
-    tables.write_tables(tiny, tmp_path)
+    tables.write_tables(tiny, tmp_path, analysis.analyse(tiny))
     cell = analysis.table1(tiny).cell("grpo-d", "mr1_gr_synth").acc
     (row,) = [
         one for one in records(tmp_path / "table1.csv") if (one["task"], one["method"], one["metric"]) == ("mr1_gr_synth", "grpo-d", "acc")
@@ -101,7 +105,7 @@ def test_under_three_seeds_no_statement_about_methods():
 
 def test_rows_fit_their_headers(tiny, paper):
     for study in (tiny, paper):
-        for table in tables.make_tables(study):
+        for table in all_of(study):
             assert all(len(row) == len(table.header) for row in table.rows), table.name
             assert len({tuple(record) for record in table.records}) == 1, table.name
 
@@ -144,7 +148,7 @@ def test_a_second_report_replaces_the_first_whole(tmp_path):
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here: install texlive-latex-base and texlive-latex-recommended")
 def test_latex_compiles(tiny, paper, tmp_path):
     hostile = Table("hostile", HOSTILE, HOSTILE, ("name", HOSTILE), ((HOSTILE, "[2] 1"),) * 40, ({"x": 1},))
-    for number, found in enumerate((tables.make_tables(tiny), tables.make_tables(paper), [hostile])):
+    for number, found in enumerate((all_of(tiny), all_of(paper), [hostile])):
         folder = tmp_path / str(number)
         write_tables(found, folder)
         _compile(folder)

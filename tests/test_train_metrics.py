@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tqdm import tqdm
 
 from mr1_bench.errors import UserError
+from mr1_bench.tasks import harness
 from mr1_bench.trainers import metrics
 from mr1_bench.trainers.metrics import MetricsLog, read_rows
 
@@ -172,7 +174,9 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_the_bar_shows_what_one_wants_to_see(tmp_path: Path) -> None:
+def test_the_bar_shows_what_one_wants_to_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tqdm, "__init__", tqdm.__init__)  # undone at the end
+    harness.quiet(False)  # as in a process that has evaluated before: other bars are silent, not ours
     stream = Terminal()
     with MetricsLog(tmp_path, steps=10, stream=stream) as log:
         log.truncate_after(4)

@@ -4,12 +4,15 @@ import io
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
+from mr1_bench.errors import UserError
 from mr1_bench.reports.grid_progress import GridProgress
 from mr1_bench.reports.workers import Job, run_cells
+from mr1_bench.trainers import checkpoints
 from tests.processes import children, is_running
 
 
@@ -26,10 +29,13 @@ class Watch:
 
     def started(self, name):
         self.names.append(name)
-        if name == self.doomed:
+        deadline = time.monotonic() + 20
+        while name == self.doomed and time.monotonic() < deadline:  # just after it was started a process may not have its command line yet
             for pid in children(os.getpid()):
                 if "mr1_bench.reports.workers" in Path(f"/proc/{pid}/cmdline").read_text():
                     os.kill(pid, signal.SIGKILL)
+                    return
+            time.sleep(0.01)
 
     def tick(self):
         pass
@@ -60,6 +66,16 @@ def test_failing_cells_do_not_stop_the_others(tmp_path, tiny_checkpoint):
     assert "Traceback" in (tmp_path / "crash.log").read_text()
     assert ended["killed"].why.startswith("its process was ended by SIGKILL")
     assert not [pid for pid in children(os.getpid()) if is_running(pid) and "reports.workers" in Path(f"/proc/{pid}/cmdline").read_text()]
+
+
+def test_training_begins_beside_what_a_grid_left_of_an_attempt_and_beside_nothing_else(tmp_path):
+    """`cell.json` and the log of a cell that failed hold no result, whichever grid they are of: the folder is as good as empty."""
+    (tmp_path / "cell.json").write_text('{"name": "another", "status": "failed"}')
+    (tmp_path / "log.txt").touch()
+    checkpoints._refuse_others(tmp_path)
+    (tmp_path / "eval").mkdir()
+    with pytest.raises(UserError, match=r"holds other files \(eval\)"):
+        checkpoints._refuse_others(tmp_path)
 
 
 def test_time_left_follows_what_was_measured():

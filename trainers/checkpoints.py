@@ -26,6 +26,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 from mr1_bench.errors import UserError
 from mr1_bench.records import FORMAT, RecordError, file_sha256, package_versions, read_json, sha256_json, write_json
+from mr1_bench.source import commit
 from mr1_bench.trainers.memory import human_bytes
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ MAY_CHANGE = ("log_to", "stop_on_alarm", "keep")
 _CHECKPOINTS, _STATE, _LOCK = "checkpoints", "trainer_state", ".lock"
 _TENSORS, _VALUES = "optimizer.safetensors", "state.json"
 _WRITTEN = ("run.json", "metrics.jsonl", "evals.jsonl", "samples.jsonl", "last", "best")  # each by a hidden file that is then renamed
+_BESIDE = (_LOCK, "cell.json", "log.txt")  # of a grid, before the training begins or of a failed attempt: they hold no result
 _STEP = re.compile(r"step-\d+")
 _NEW, _OLD, _DROPPED = ".new", ".old", ".dropped"  # endings of hidden folders: being written, replaced, being removed
 _MARGIN = 16 * 2**20  # bytes to leave free beside a checkpoint: tokenizer, configuration, metrics
@@ -94,7 +96,7 @@ def _open_locked(config: TrainConfig, identity: Mapping[str, Any]) -> Path | Non
     versions = package_versions()
     if run is None:
         run = {"format": FORMAT, "kind": "train", "method": config.method, "task": config.task, "seed": config.seed}
-        run |= {"started": _now(), "packages": versions, "results": None}
+        run |= {"started": _now(), "packages": versions, "commit": commit(), "results": None}
     elif run["packages"] != versions:
         changed = [name for name in sorted({*versions, *run["packages"]}) if versions.get(name) != run["packages"].get(name)]
         print(
@@ -225,7 +227,7 @@ def _refuse_others(out: Path) -> None:
         raise UserError(f"--out {out} is a file; name a folder")
     if not out.is_dir() or (out / "run.json").is_file():
         return
-    others = sorted(path.name for path in out.iterdir() if path.name != _LOCK and not path.name.startswith(".run.json."))
+    others = sorted(path.name for path in out.iterdir() if path.name not in _BESIDE and not path.name.startswith(".run.json."))
     if others:
         shown = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
         raise UserError(f"--out {out} holds other files ({shown}) and no run.json; choose a folder that is empty or does not exist")

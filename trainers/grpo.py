@@ -124,7 +124,7 @@ class GRPO:
         means = self._update(batch, rollout, references, beta, learning_rate, clock)
         if self._weight.schedule == "adaptive":
             self.adapted = adapt(self._weight, beta, means["kl"])
-        row = self._metrics(rollout) | {"kl": None, "beta": beta, "lr": learning_rate} | means | clock.times()
+        row: dict[str, Any] = self._metrics(rollout) | {"kl": None, "beta": beta, "lr": learning_rate} | means | clock.times()
         row["tokens_per_s"] = rollout.tokens / row["time_step"]
         return row, self._samples(batch, rollout)
 

@@ -166,5 +166,5 @@ def _master(param: nn.Parameter) -> Tensor:
             master.grad = source.grad.float() if master.grad is None else master.grad.add_(source.grad)
             source.grad = None
 
-    param.register_post_accumulate_grad_hook(move_gradient)  # type: ignore[no-untyped-call]
+    param.register_post_accumulate_grad_hook(move_gradient)
     return master

@@ -133,9 +133,10 @@
   function filtered() {
     const who = subject(), other = who === "a" ? "b" : "a";
     const verdict = verdicts[controls.verdict.value];
-    const level = controls.level.value, family = controls.family.value, text = controls.text.value.trim().toLowerCase();
+    const kind = controls.kind.value, level = controls.level.value, family = controls.family.value, text = controls.text.value.trim().toLowerCase();
     return rows.filter((row) =>
       (!verdict || verdict(row, who, other)) &&
+      (!kind || row.item.kind === kind) &&
       (!level || String(row.item.level) === level) &&
       (!family || row.item.family === family) &&
       (!text || [row.item.question, row.item.gold, row.item.name, row.a && row.a.text, row.b && row.b.text].some((one) => one && one.toLowerCase().includes(text))));
@@ -179,7 +180,7 @@
       return box;
     }
     const list = element("ul", { class: "verdicts" }, verdictChip("acc", answer, answer.value));
-    if ("acc_r1v" in answer.scores || "format" in answer.scores) list.append(verdictChip("acc_r1v", answer, answer.r1v));
+    if ("acc_r1v" in answer.scores || "format" in answer.scores) list.append(verdictChip("acc_r1v", answer, side.r1vRead ? answer.r1v : undefined));
     if (answer.scores.format === 0) list.append(element("li", { class: "verdict none", text: "out of form" }));
     box.append(list, output(answer.text));
     return box;
@@ -194,6 +195,7 @@
     const title = element("p", { class: "item-name" }, element("strong", { text: visible(row.task.title) }), " · ", element("code", { text: visible(item.name || "item " + item.id) }));
     if (item.level !== null) title.append(" · level " + item.level);
     if (item.family) title.append(" · " + visible(item.family.replaceAll("_", " ")));
+    if (item.kind) title.append(" ", element("span", { class: "tag", text: visible(item.kind) }));
     const picture = element("div", { class: "picture" });
     if (item.image) picture.append(element("img", { src: item.image, alt: "Picture of the item", loading: "lazy", decoding: "async" }));
     else picture.append(element("span", { class: "muted", text: "no picture" }));
@@ -255,6 +257,8 @@
     }
     const levels = [...new Set(rows.map((row) => row.item.level).filter((level) => level !== null))].sort((x, y) => x - y);
     const families = [...new Set(rows.map((row) => row.item.family).filter(Boolean))].sort();
+    const kinds = [...new Set(rows.map((row) => row.item.kind).filter(Boolean))].sort();
+    fillValues(controls.kind, kinds, "every kind", visible);
     fillValues(controls.level, levels, "every level", (level) => "level " + level);
     fillValues(controls.family, families, "every family", (family) => visible(family.replaceAll("_", " ")));
     draw();
@@ -272,7 +276,7 @@
   controls.task.closest("label").hidden = data.tasks.length < 2;
   controls.a.closest("label").hidden = controls.b.closest("label").hidden = controls.swap.hidden = data.sides.length < 3;
   for (const name of ["a", "b", "task"]) controls[name].addEventListener("change", refresh);
-  for (const name of ["verdict", "metric", "level", "family"]) controls[name].addEventListener("change", () => { page = 0; draw(); });
+  for (const name of ["verdict", "metric", "kind", "level", "family"]) controls[name].addEventListener("change", () => { page = 0; draw(); });
   controls.text.addEventListener("input", () => { page = 0; draw(); });
   controls.swap.addEventListener("click", () => {
     [controls.a.value, controls.b.value] = [controls.b.value, controls.a.value];
