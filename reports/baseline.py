@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from mr1_bench import stats
 from mr1_bench.errors import UserError
 from mr1_bench.reports import baseline_files, comparable
 from mr1_bench.reports.baseline_files import Baseline
+from mr1_bench.reports.provenance import model_label
+from mr1_bench.reports.regress_reports import one_line
 from mr1_bench.reports.regression import tasks_of
 from mr1_bench.reports.snapshots import read_snapshot
 from mr1_bench.reports.verdicts import Snapshot, TaskSnapshot
@@ -25,6 +27,8 @@ from mr1_bench.specs import expand
 from mr1_bench.tables import percent, print_table
 
 HELP = "Save, list and show baselines: what a model scored, in a small file to commit and to compare with."
+TEXTS_UP_TO = 256 * 1024
+"""Packed bytes from which on a baseline is saved without texts, unless they are asked for: it is committed again and again."""
 _SUFFIXES = (".jsonl", ".jsonl.gz")
 _COMMITS = ("GITHUB_SHA", "CI_COMMIT_SHA")
 
@@ -38,7 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     save.add_argument("--label", default="", help="name for people, such as main or v1.2")
     save.add_argument("--commit", help="commit it belongs to (default: that of the CI job, else of the current folder's repository)")
     save.add_argument("--tasks", default="", help="save these tasks or groups only, comma-separated (default: all)")
-    save.add_argument("--no-texts", action="store_true", help="leave out what the model wrote; reports then show new answers only")
+    texts = save.add_mutually_exclusive_group()
+    texts.add_argument(
+        "--texts", action="store_true", default=None, help=f"keep what the model wrote even beyond {TEXTS_UP_TO >> 10} KiB packed"
+    )
+    texts.add_argument(
+        "--no-texts", action="store_false", dest="texts", help="leave out what the model wrote; reports then show new answers only"
+    )
     save.add_argument("--fresh", action="store_true", help="begin without the history of the file")
     listed = actions.add_parser("list", help="list baselines")
     listed.add_argument("places", nargs="*", type=Path, default=[Path()], metavar="PATH", help="files or folders (default: here)")
@@ -74,10 +84,17 @@ def _save(args: argparse.Namespace) -> int:
     commit = current_commit() if args.commit is None else args.commit
     snapshot = replace(snapshot, commit=commit, label=args.label, source=Path(args.source).name)
     history = baseline_files.extend(earlier, snapshot)
-    baseline_files.write(path, baseline_files.dump(snapshot, history, texts=not args.no_texts))
+    content = baseline_files.dump(snapshot, history, texts=args.texts is not False)
+    size = len(baseline_files.pack(content))
+    if args.texts is None and size >= TEXTS_UP_TO:
+        content = baseline_files.dump(snapshot, history, texts=False)
+        print(
+            f"What the model wrote is left out, for with it the file takes {size / 1024:,.0f} KiB packed (--texts keeps it): "
+            "reports will show new answers only.\n"
+        )
+    baseline_files.write(path, content)
     _print_tasks(snapshot)
-    size = path.stat().st_size / 1024
-    print(f"\n{path}: {size:.0f} KiB, {len(history)} earlier snapshot{'' if len(history) == 1 else 's'}. Commit it.")
+    print(f"\n{path}: {path.stat().st_size / 1024:.0f} KiB, {len(history)} earlier snapshot{'' if len(history) == 1 else 's'}. Commit it.")
     return 0
 
 
@@ -107,13 +124,19 @@ def _list(places: Sequence[Path]) -> int:
             f"no baseline below {', '.join(map(str, places))}; make one with `mr1-bench baseline save RUN --to baselines/main.jsonl.gz`"
         )
     rows = []
+    damaged = 0
     for path in files:
-        one = baseline_files.read(path)
+        try:
+            one = baseline_files.read(path)
+        except UserError as error:
+            damaged += 1
+            rows.append([str(path), "damaged", "", "", "", "", str(error).removeprefix(f"{path} ")])
+            continue
         shot = one.snapshot
         accuracy = ", ".join(f"{task} {100 * seeds[0].means['acc']:.1f}" for task, seeds in shot.tasks.items())
         rows.append([str(path), shot.label, shot.commit[:10], shot.created[:16], shot.weights[:12], str(len(one.history)), accuracy])
-    print_table(["file", "label", "commit", "evaluated", "weights", "history", "acc %"], rows, right={5})
-    return 0
+    _print_table(["file", "label", "commit", "evaluated", "weights", "history", "acc %"], rows, right={5})
+    return 2 if damaged else 0
 
 
 def _is_plain_baseline(path: Path) -> bool:
@@ -132,13 +155,15 @@ def _show(one: Baseline, as_json: bool) -> int:
         print(json.dumps(_summary(one), indent=2, ensure_ascii=False))
         return 0
     shot = one.snapshot
-    print(f"{one.path}: {shot.label or 'no label'}, commit {shot.commit[:10] or 'unknown'}, evaluated {shot.created[:16] or 'unknown'}")
-    print(f"model {shot.model}, weights {shot.weights}\n")
+    known = [shot.label or "no label", f"commit {shot.commit[:10] or 'unknown'}", f"evaluated {shot.created[:16] or 'unknown'}"]
+    print(one_line(f"{one.path}: {', '.join(known)}"))
+    print(one_line(f"model {model_label(shot.model)}, weights {shot.weights or 'unknown'}") + "\n")
     _print_tasks(shot)
     for task, seeds in shot.tasks.items():
-        print(f"\n{task}: items {comparable.items_hash(seeds[0])[:16]}, asked {comparable.asked_hash(seeds[0])[:16]}, {seeds[0].engine}")
+        hashes = f"items {comparable.items_hash(seeds[0])[:16]}, asked {comparable.asked_hash(seeds[0])[:16]}"
+        print(f"\n{task}: {hashes}, {one_line(seeds[0].engine)}")
         for key, value in seeds[0].identity.items():
-            print(f"  {key}: {json.dumps(value) if isinstance(value, dict) else value}")
+            print(f"  {one_line(f'{key}: {json.dumps(value) if isinstance(value, dict) else value}')}")
     if one.history:
         print("\nHistory, the oldest first:")
         names = list(dict.fromkeys(task for entry in one.history for task in entry.tasks))
@@ -147,8 +172,13 @@ def _show(one: Baseline, as_json: bool) -> int:
             + [f"{100 * entry.tasks[task].means['acc']:.1f}" if task in entry.tasks else "" for task in names]
             for entry in one.history
         ]
-        print_table(["commit", "evaluated", "label", "weights", *(f"{task} acc %" for task in names)], rows)
+        _print_table(["commit", "evaluated", "label", "weights", *(f"{task} acc %" for task in names)], rows)
     return 0
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> None:
+    """Print a table; what files say reaches the terminal as visible text only."""
+    print_table([one_line(cell) for cell in header], [[one_line(cell) for cell in row] for row in rows], right)
 
 
 def _print_tasks(snapshot: Snapshot) -> None:
@@ -158,7 +188,7 @@ def _print_tasks(snapshot: Snapshot) -> None:
             name = task if len(seeds) == 1 else f"{task}, seed {seed.seed}"
             rest = [f"{100 * seed.means[key]:.1f}" if key in seed.means else "" for key in ("acc_r1v", "format", "answered")]
             rows.append([name, str(len(seed.items)), _accuracy(seed), *rest])
-    print_table(["task", "items", "acc % [95 %]", "acc_r1v %", "format %", "answered %"], rows, right={1, 2, 3, 4, 5})
+    _print_table(["task", "items", "acc % [95 %]", "acc_r1v %", "format %", "answered %"], rows, right={1, 2, 3, 4, 5})
 
 
 def _accuracy(seed: TaskSnapshot) -> str:

@@ -2,7 +2,7 @@
 
 JSON lines, gzipped where the name ends in `.gz`: a header with the hash of everything after it, then for each task (and training seed) its
 facts and one line an item with scores, answer and a hash, then one line for each earlier snapshot without texts. No images. A file that was
-cut off or changed is refused. This module must not know commands or verdicts.
+cut off or changed is refused, and nothing of the machine's folders is kept. This module must not know commands or verdicts.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 import mr1_bench
 from mr1_bench.records import RecordError
+from mr1_bench.reports.provenance import model_label
 from mr1_bench.reports.regression import history_of
 from mr1_bench.reports.verdicts import HistoryEntry, HistoryTask, ItemScore, Snapshot, TaskSnapshot, means_of
 from mr1_bench.specs import UnknownTaskError, get_spec
@@ -67,7 +68,7 @@ def dump(snapshot: Snapshot, history: Sequence[HistoryEntry] = (), *, texts: boo
     rows += [{"history": _entry_row(entry)} for entry in history[-KEPT:]]
     body = "".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows).encode("utf-8", "surrogatepass")
     head = {"kind": KIND, "format": FORMAT, "version": mr1_bench.__version__, "label": snapshot.label, "commit": snapshot.commit}
-    head |= {"created": snapshot.created, "model": snapshot.model, "weights": snapshot.weights}
+    head |= {"created": snapshot.created, "model": model_label(snapshot.model), "weights": snapshot.weights}
     head |= {"source": snapshot.source, "lines": len(rows)}
     return _header(head | {"sha256": _sha256(head, body)}) + body
 
@@ -81,12 +82,17 @@ def _sha256(head: Mapping[str, Any], body: bytes) -> str:
     return hashlib.sha256(_header(head) + body).hexdigest()
 
 
+def pack(content: bytes) -> bytes:
+    """Gzip a baseline file, always to the same bytes."""
+    return gzip.compress(content, 9, mtime=0)
+
+
 def write(path: Path, content: bytes) -> None:
-    """Write a baseline file whole or not at all, gzipped where its name ends in `.gz` (always to the same bytes)."""
+    """Write a baseline file whole or not at all, packed where its name ends in `.gz`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     try:
-        part.write_bytes(gzip.compress(content, 9, mtime=0) if path.suffix == ".gz" else content)
+        part.write_bytes(pack(content) if path.suffix == ".gz" else content)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -188,7 +194,7 @@ def _task_rows(task: str, seed: TaskSnapshot, texts: bool) -> Iterator[dict[str,
 
 
 def item_hash(item: ItemScore) -> str:
-    """Return a short hash of an item and what was answered, so that a baseline without texts still tells a changed answer."""
+    """Return a short hash of an item and what was answered, checked where the answer is kept, standing for it where not."""
     content = json.dumps([item.doc_id, item.item, item.gold, item.text], ensure_ascii=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -218,7 +224,12 @@ def _read_item(row: Mapping[str, Any]) -> ItemScore:
     scores = {str(metric): float(score) for metric, score in row["scores"].items()}
     if "acc" not in scores:
         raise ValueError(f"item {row['id']} has no score")
-    return ItemScore(int(row["id"]), str(row["item"]), str(row["gold"]), row.get("text"), scores, row["value"], row["tokens"])
+    if row["tokens"] is not None and not row["tokens"] >= 0:
+        raise ValueError(f"item {row['id']} has {row['tokens']} tokens")
+    item = ItemScore(int(row["id"]), str(row["item"]), str(row["gold"]), row.get("text"), scores, row["value"], row["tokens"])
+    if item.text is not None and item_hash(item) != row["hash"]:
+        raise ValueError(f"item {item.doc_id} has another hash than its answer")
+    return item
 
 
 def _entry_row(entry: HistoryEntry) -> dict[str, Any]:
@@ -226,7 +237,13 @@ def _entry_row(entry: HistoryEntry) -> dict[str, Any]:
     for task, one in entry.tasks.items():
         scores = {metric: _packed(values) for metric, values in one.scores.items()}
         tasks[task] = {"n": one.n, "asked": one.asked, "scores": scores}
-    head = {"commit": entry.commit, "created": entry.created, "label": entry.label, "model": entry.model, "weights": entry.weights}
+    head = {
+        "commit": entry.commit,
+        "created": entry.created,
+        "label": entry.label,
+        "model": model_label(entry.model),
+        "weights": entry.weights,
+    }
     return head | {"tasks": tasks}
 
 

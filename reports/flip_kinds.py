@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from mr1_bench.answers import read_answer
 from mr1_bench.grading import extract_answer, extract_direct_answer, grade
-from mr1_bench.reports.regression import Direction, Flip, ItemScore, TaskSnapshot
+from mr1_bench.reports.verdicts import Direction, Flip, ItemScore, TaskSnapshot
 from mr1_bench.specs import TaskSpec, UnknownTaskError, get_spec
 
 KIND_NAMES: dict[str, tuple[str, str]] = {

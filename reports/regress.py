@@ -7,7 +7,7 @@ decides is in `regression`, and how reports look is in `regress_reports`.
 from __future__ import annotations
 
 import argparse
-import shutil
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,18 +16,19 @@ from pathlib import Path
 
 from mr1_bench.errors import UserError
 from mr1_bench.reports import baseline_files
-from mr1_bench.reports.regress_plan import DISCORDANT, plan_text
-from mr1_bench.reports.regress_reports import outcome, value_text, write_reports
+from mr1_bench.reports.regress_files import check_out, write_reports
+from mr1_bench.reports.regress_plan import DISCORDANT, plan_text, planned_tasks
+from mr1_bench.reports.regress_reports import one_line, outcome, value_text
 from mr1_bench.reports.regression import compare, exit_code, history_of, tasks_of
+from mr1_bench.reports.report import replacing
+from mr1_bench.reports.report_items import report_sizes
 from mr1_bench.reports.snapshots import read_snapshot
-from mr1_bench.reports.verdicts import STATES, TOLERANCES, HistoryEntry, Regression, Settings, Snapshot, State, Verdict
+from mr1_bench.reports.verdicts import STATES, TOLERANCES, UNUSABLE, HistoryEntry, Regression, Settings, Snapshot, State, Verdict
 from mr1_bench.specs import expand
 from mr1_bench.tables import format_table
 
 HELP = "Compare a model with its baseline, item by item, and fail when it got worse: exit 0 no, 1 regressed, 2 not comparable."
 METRICS = ("acc", "acc_r1v", *TOLERANCES)
-_UNUSABLE: tuple[State, ...] = ("not-comparable", "no-baseline")
-_WRITTEN = {"summary.md", "junit.xml", "regression.json", "index.html", "assets", "gallery", "figures"}
 _FLAKY_SHOWN = 10
 
 
@@ -65,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the paired bootstrap; recorded (default: %(default)s)")
     parser.add_argument("--power", type=float, default=0.8, help="for what n items can show and the items needed (default: %(default)s)")
-    parser.add_argument("--older", action="store_true", help="allow a saved baseline that is newer than the current run")
+    parser.add_argument("--older", action="store_true", help="allow a baseline that was evaluated after the current run")
     parser.add_argument(
         "--plan", nargs="*", type=int, metavar="N", help="print the smallest drop that N items (or the sides' own) show, and stop"
     )
@@ -75,20 +76,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compare, print one line a verdict, and write the reports."""
+    """Compare, write the reports, and print one line a verdict."""
+    if args.out and args.plan is None:
+        _clear(args.out)  # before anything can fail, so that an old report never stands for a new one
     settings = _settings(args)
     if args.plan is not None:
         print(_plan(args, settings))
         return 0
     if args.baseline is None or args.current is None:
         raise UserError("give both --baseline A and --current B, or --plan")
-    if args.out:
-        _clear(args.out)  # before anything can fail, so that an old report never stands for a new one
     regression, history = _compare(args, settings)
-    _print(regression)
+    code = exit_code(regression)
+    lines = _lines(regression)
     if args.out:
-        print(f"\nReport: {write_reports(regression, args.out, history)}")
-    return exit_code(regression)
+        lines.append(f"\nReport: {write_reports(regression, args.out, history)}")
+    _print(lines)
+    return code
+
+
+def _print(lines: Sequence[str]) -> None:
+    """Print, whether or not anybody reads it: in `mr1-bench regress … | head` the exit code is the verdict all the same."""
+    try:
+        print("\n".join(lines), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _settings(args: argparse.Namespace) -> Settings:
@@ -104,7 +115,7 @@ def _settings(args: argparse.Namespace) -> Settings:
     failing: tuple[State, ...] = ()
     if args.fail_on.strip() != "none":
         allowed = _states(args.allow, "--allow")
-        failing = tuple(state for state in STATES if state in (*_states(args.fail_on, "--fail-on"), *_UNUSABLE) and state not in allowed)
+        failing = tuple(state for state in STATES if state in (*_states(args.fail_on, "--fail-on"), *UNUSABLE) and state not in allowed)
     tolerances = dict(_tolerance(text) for text in args.tolerance)
     return Settings(args.min_effect / 100, args.alpha, args.power, args.seed, tolerances=tolerances, gate=gate, fail_on=failing)
 
@@ -138,6 +149,9 @@ def _tolerance(text: str) -> tuple[str, float]:
 def _compare(args: argparse.Namespace, settings: Settings) -> tuple[Regression, tuple[HistoryEntry, ...]]:
     """Read both sides and compare them; the history ends with the current snapshot."""
     baseline, history = _read_side(args.baseline, missing_ok=True)
+    missing = not baseline.tasks
+    if missing:  # --allow no-baseline is for a new task; a file that is not there may as well be a wrong name
+        settings = replace(settings, fail_on=tuple(dict.fromkeys((*settings.fail_on, "no-baseline"))))
     saved = baseline_files.is_baseline(args.current)
     if saved and not baseline_files.is_baseline(args.baseline):
         raise UserError(f"--current {args.current} is a saved baseline and --baseline {args.baseline} is not: they are swapped")
@@ -149,19 +163,20 @@ def _compare(args: argparse.Namespace, settings: Settings) -> tuple[Regression, 
             raise UserError(f"--tasks: neither side has {', '.join(lacking)}; the current run has {', '.join(current.tasks)}")
         baseline, current = tasks_of(baseline, names), tasks_of(current, names)
     newer = _is_newer(baseline, current)
-    if newer and baseline_files.is_baseline(args.baseline) and not args.older:
+    if newer and not args.older:
         raise UserError(
             f"--baseline {args.baseline} was evaluated at {baseline.created}, after --current {args.current} at {current.created}: "
-            "evaluate the current model again, or add --older if that is meant"
+            "the sides are swapped, or the current model is to be evaluated again; add --older if that is meant"
         )
     regression = compare(baseline, current, settings, history)
+    notes = [*regression.notes, *_sample_notes(args.baseline, baseline), *_sample_notes(args.current, current)]
     if newer:
-        note = f"The baseline was evaluated after the current run ({baseline.created} and {current.created}): are they swapped?"
-        regression = replace(regression, notes=(*regression.notes, note))
-    if not args.baseline.exists() and not baseline.tasks:
-        note = f"{args.baseline} does not exist: save a baseline with `mr1-bench baseline save {args.current} --to {args.baseline}`."
-        regression = replace(regression, notes=(*regression.notes, note))
-        print(f"mr1-bench: {note}", file=sys.stderr)
+        notes.append(f"The baseline was evaluated after the current run ({baseline.created} and {current.created}).")
+    if missing:
+        notes.append(f"The baseline {args.baseline.name} does not exist: save one with `mr1-bench baseline save`.")
+        advice = f"save a baseline with `mr1-bench baseline save {args.current} --to {args.baseline}`"
+        print(f"mr1-bench: {args.baseline} does not exist: {advice}", file=sys.stderr)
+    regression = replace(regression, notes=tuple(notes))
     return regression, (*history, *((history_of(baseline),) if baseline.tasks else ()), history_of(current))
 
 
@@ -174,6 +189,16 @@ def _read_side(path: Path, *, missing_ok: bool = False) -> tuple[Snapshot, tuple
     if missing_ok and not path.exists() and not (path.parent / "report.json").is_file():
         return Snapshot(str(path), "", "", "", {}), ()
     return read_snapshot(path), ()
+
+
+def _sample_notes(path: Path, snapshot: Snapshot) -> list[str]:
+    """Of a report folder: how many of the items of a task are compared, where these are not all."""
+    sizes = report_sizes(path)
+    counts = [(task, len(seeds[0].items), sizes.get(task, 0)) for task, seeds in snapshot.tasks.items()]
+    parts = [f"{shown:,} of {whole:,} items of {task}" for task, shown, whole in counts if shown < whole]
+    if not parts:
+        return []
+    return [f"The report {path.name} holds {', '.join(parts)}, and these alone are compared: write it with `--gallery all` to have all."]
 
 
 def _is_newer(baseline: Snapshot, current: Snapshot) -> bool:
@@ -191,50 +216,41 @@ def _clear(out: Path) -> None:
     Raises:
         UserError: the folder holds something else.
     """
-    if not out.exists() and not out.is_symlink():
-        return
-    if not out.is_dir():
-        raise UserError(f"--out {out} is not a folder; name a new one")
-    there = {path.name for path in out.iterdir()}
-    if there - _WRITTEN or (there and not there & {"summary.md", "regression.json", "junit.xml"}):
-        shown = ", ".join(sorted(there - _WRITTEN or there)[:3])
-        raise UserError(f"--out {out} holds files that are no report of a comparison ({shown}); name a new folder")
-    for path in out.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+    check_out(out)
+    if out.exists() and any(out.iterdir()):
+        with replacing(out, check_out):
+            pass  # an empty folder takes its place
 
 
-def _print(regression: Regression) -> None:
-    """One line a verdict: those that gate, then the others."""
+def _lines(regression: Regression) -> list[str]:
+    """What is printed, one line a verdict: those that gate, then the others. What files say is made visible."""
+    lines = []
     for title, gates in (("", True), ("\nReported, not gating:", False)):
         chosen = [one for one in regression.verdicts if one.gates is gates]
         if chosen:
-            print(f"{title}\n" if title else "", end="")
-            print(format_table(["verdict", "task", "metric", "old", "new", "n", "why"], [_row(one) for one in chosen], right={3, 4, 5}))
+            lines += [title] if title else []
+            lines.append(format_table(["verdict", "task", "metric", "old", "new", "n", "why"], list(map(_row, chosen)), right={3, 4, 5}))
     if regression.flaky:
         shown = ", ".join(f"{one.task} {one.item or one.doc_id} ({one.turns} turns)" for one in regression.flaky[:_FLAKY_SHOWN])
-        print(f"\n{len(regression.flaky)} flaky items over the history: {shown}{', …' if len(regression.flaky) > _FLAKY_SHOWN else ''}")
+        more = ", …" if len(regression.flaky) > _FLAKY_SHOWN else ""
+        lines.append("\n" + one_line(f"{len(regression.flaky)} flaky items over the history: {shown}{more}"))
     if regression.notes:
-        print("\n" + "\n".join(f"Note: {note}" for note in regression.notes))
-    print(f"\n{outcome(regression)}")
+        lines.append("\n" + "\n".join(one_line(f"Note: {note}") for note in regression.notes))
+    return [*lines, "\n" + one_line(outcome(regression))]
 
 
 def _row(verdict: Verdict) -> list[str]:
     old, new = ("" if value is None else value_text(value, verdict.unit) for value in (verdict.old, verdict.new))
-    return [verdict.state, verdict.task, verdict.metric, old, new, f"{verdict.n:,}" if verdict.n else "", verdict.why]
+    cells = [verdict.state, verdict.task, verdict.metric, old, new, f"{verdict.n:,}" if verdict.n else "", verdict.why]
+    return list(map(one_line, cells))
 
 
 def _plan(args: argparse.Namespace, settings: Settings) -> str:
     """The plan for the user's sizes: those given, else those of the tasks of either side."""
     sizes = {"yours" if len(args.plan) == 1 else f"yours, {number}": n for number, n in enumerate(args.plan, 1)}
-    tests = 1
-    for path in (args.baseline, args.current):
-        if path is not None:
-            snapshot, _ = _read_side(path)
-            tests = max(tests, len(snapshot.tasks))
-            sizes |= {task: len(seeds[0].items) for task, seeds in snapshot.tasks.items()}
+    sides = [_read_side(path)[0] for path in (args.baseline, args.current) if path is not None]
+    of_tasks, tests = planned_tasks(sides, expand(args.tasks))
+    sizes |= of_tasks
     if any(n < 1 or n > 10**7 for n in sizes.values()):
         raise UserError(f"--plan {' '.join(map(str, args.plan))}: give numbers of items between 1 and 10,000,000")
     shares = [percent / 100 for percent in args.discordant] if args.discordant else list(DISCORDANT)

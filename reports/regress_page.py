@@ -31,9 +31,10 @@ from mr1_bench.reports.regress_reports import (
     value_text,
     visible,
 )
-from mr1_bench.reports.regression import Direction, Flip, HistoryEntry, ItemScore, Regression, Snapshot, Verdict, exit_code
+from mr1_bench.reports.regression import exit_code
 from mr1_bench.reports.study import Answer
 from mr1_bench.reports.trend import draw_trends
+from mr1_bench.reports.verdicts import Direction, Flip, HistoryEntry, ItemScore, Regression, Snapshot, Verdict
 from mr1_bench.reports.wording import amount
 
 GALLERY_ITEMS = 200
@@ -132,9 +133,9 @@ def _contents(regression: Regression, figures: Sequence[Figure]) -> list[tuple[s
 
 
 def _reach(verdicts: Sequence[Verdict]) -> float:
-    """Half the width of the plots: the farthest end of any interval of a share, in whole points, at least 2."""
+    """Half the width of the plots: the farthest end of any interval of a share, in whole points, from 2 to 100."""
     ends = [abs(end) for one in verdicts if one.unit == "share" for end in (one.low, one.high, one.difference) if end is not None]
-    return max(0.02, math.ceil(100 * max(ends, default=0.0)) / 100)
+    return max(0.02, math.ceil(100 * min(1.0, max(ends, default=0.0))) / 100)
 
 
 def _row(verdict: Verdict, reach: float) -> Row:

@@ -1,4 +1,4 @@
-"""The verdicts of a comparison as files: Markdown for a step summary, JUnit XML, JSON, and all of them with the page.
+"""The verdicts of a comparison as text: Markdown for a step summary, JUnit XML, and JSON.
 
 Whatever models wrote, and whatever names stand in records, is hostile: in Markdown it is escaped to plain text, in XML every character
 that XML 1.0 forbids is named instead. This module must not compute statistics.
@@ -15,22 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import mr1_bench
-from mr1_bench.records import write_atomic, write_json
 from mr1_bench.reports.flip_kinds import flip_name, kind_of, most_frequent
 from mr1_bench.reports.page_text import count, join
 from mr1_bench.reports.provenance import model_label
-from mr1_bench.reports.regression import (
-    FlakyItem,
-    Flip,
-    HistoryEntry,
-    ItemScore,
-    Regression,
-    Snapshot,
-    State,
-    TaskSnapshot,
-    Verdict,
-    exit_code,
-)
+from mr1_bench.reports.regression import exit_code
+from mr1_bench.reports.verdicts import UNUSABLE, FlakyItem, Flip, ItemScore, Regression, Snapshot, State, TaskSnapshot, Verdict
 from mr1_bench.reports.wording import amount
 from mr1_bench.tables import p_value
 
@@ -126,7 +115,7 @@ def outcome(regression: Regression) -> str:
         more = [f"{count(len(failing) - _NAMED, 'more verdict')}"] if len(failing) > _NAMED else []
         return f"The gate is closed: {join([*map(_failed, failing[:_NAMED]), *more])}."
     gating = [one.state for one in regression.verdicts if one.gates]
-    if not gating:
+    if all(state in UNUSABLE for state in gating):
         return f"The gate is {'closed' if exit_code(regression) else 'open'}: {NOTHING}."
     return f"The gate is open: {join([f'{gating.count(state)} {_word(state)}' for state in MARKS if state in gating])}."
 
@@ -226,7 +215,7 @@ def junit_xml(regression: Regression) -> str:
         _properties(suite, regression, task)
         cases = [_case(suite, one, regression) for one in regression.verdicts if one.task == task]
         _count(suite, cases, totals)
-    if not any(one.gates for one in regression.verdicts) and exit_code(regression):
+    if exit_code(regression) and not any(fails(one, regression) for one in regression.verdicts):
         suite = ET.SubElement(root, "testsuite", name="mr1-bench", time="0")
         case = ET.SubElement(suite, "testcase", classname="mr1-bench", name="gate", time="0")
         ET.SubElement(case, "error", message=NOTHING, type="no-baseline").text = outcome(regression)
@@ -355,28 +344,3 @@ def _side(snapshot: Snapshot) -> dict[str, Any]:
         for task, snapshots in snapshot.tasks.items()
     }
     return {**head, "tasks": tasks}
-
-
-# --- all of them
-
-
-def write_reports(regression: Regression, out: Path, history: Sequence[HistoryEntry] = ()) -> Path:
-    """Write every report of a comparison into one folder: `summary.md`, `junit.xml`, `regression.json` and the page.
-
-    Args:
-        regression: what was found.
-        out: the folder; made if need be. Files of an earlier report there are replaced.
-        history: earlier snapshots of the baseline, the oldest first, and the current one last; drawn as a trend from two on.
-
-    Returns:
-        path of the page.
-    """
-    from mr1_bench.reports.regress_page import write_page  # the page needs the templates; the gate alone does not
-
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / "summary.md", markdown(regression))
-    write_atomic(out / "junit.xml", junit_xml(regression))
-    content = regression_json(regression)
-    page = write_page(out, regression, history)
-    write_json(out / "regression.json", content)
-    return page

@@ -17,8 +17,8 @@ from mr1_bench import paired, stats
 from mr1_bench.paired import Change
 from mr1_bench.reports import comparable
 from mr1_bench.reports.verdicts import (
-    STATES,
-    Direction,
+    GATE,
+    UNUSABLE,
     FlakyItem,
     Flip,
     HistoryEntry,
@@ -33,32 +33,12 @@ from mr1_bench.reports.verdicts import (
 )
 from mr1_bench.reports.wording import explain_measure, explain_verdict
 
-__all__ = [
-    "STATES",
-    "Direction",
-    "FlakyItem",
-    "Flip",
-    "HistoryEntry",
-    "HistoryTask",
-    "ItemScore",
-    "Regression",
-    "Settings",
-    "Snapshot",
-    "State",
-    "TaskSnapshot",
-    "Verdict",
-    "compare",
-    "exit_code",
-    "history_of",
-]
-
 HEADLINE = "acc"
 SHARES = ("acc", "format", "answered", "acc_r1v", "agreement")
 EVERY_TASK = "all tasks"
 """Stands for the task in a verdict about a measure that was taken of a whole evaluation."""
 _FLAKY_TURNS = 3
 """From which an item is flaky. Two are common: of 400 items 88 turned twice over snapshots of three different models."""
-_UNUSABLE: tuple[State, ...] = ("not-comparable", "no-baseline")
 _Seeds = tuple[TaskSnapshot, ...]
 
 
@@ -101,11 +81,11 @@ def compare(baseline: Snapshot, current: Snapshot, settings: Settings | None = N
 def exit_code(regression: Regression) -> int:
     """0: nothing to fail on; 1: something regressed (or is in another state of `fail_on`); 2: not comparable or no baseline.
 
-    A comparison without any verdict that gates is never a success.
+    A comparison in which nothing that gates was compared is never a success, whatever states are allowed.
     """
     gating = [verdict.state for verdict in regression.verdicts if verdict.gates]
     failing = {state for state in gating if state in regression.settings.fail_on}
-    if failing.intersection(_UNUSABLE) or (not gating and regression.settings.fail_on):
+    if failing.intersection(UNUSABLE) or (regression.settings.fail_on and all(state in UNUSABLE for state in gating)):
         return 2
     return 1 if failing else 0
 
@@ -159,13 +139,18 @@ def _task_verdicts(task: str, old: _Seeds, new: _Seeds, settings: Settings) -> l
         if metric == "tokens":
             shape = replace(shape, unit="tokens", better="lower")
         if not all(has):
-            if any(has) or (metric == "tokens" and shape.gates):
+            if any(has) or (shape.gates and settings.gate != GATE):
                 found.append((_recorded(shape, *has), None))
             continue
         columns = [column for column in zip(*sides[0], *sides[1], strict=True) if None not in column]
-        if len(columns) < 2:
-            found.append((replace(shape, state="not-comparable", why=f"only {len(columns)} items have it on both sides"), None))
+        absent, alone = _absent(*sides)
+        total = len(old[0].items)
+        if len(columns) < 2 or alone > settings.tolerance(metric) * total:
+            why = f"recorded of other items: {absent} of {total:,}" if absent else f"only {len(columns)} items have it on both sides"
+            found.append((replace(shape, state="not-comparable", why=why, n=len(columns)), None))
             continue
+        if absent:
+            shape = replace(shape, why=f"left out: {absent} of {total:,} items")
         rows = [[score for score in row if score is not None] for row in zip(*columns, strict=True)]
         found.append(_tested(shape, rows[: len(old)], rows[len(old) :], settings))
     return found
@@ -178,14 +163,24 @@ def _recorded(shape: Verdict, old: bool, new: bool) -> Verdict:
     return replace(shape, state=state, why=f"recorded {where}; leave it out of --gate, or evaluate with what records it")
 
 
+def _absent(old: Sequence[Sequence[float | None]], new: Sequence[Sequence[float | None]]) -> tuple[str, int]:
+    """The items without a score in words, empty where there are none, and how many of them lack it on one side only."""
+    gone = [tuple(None in column for column in zip(*side, strict=True)) for side in (old, new)]
+    ways = list(zip(*gone, strict=True))
+    kinds = ((True, False), "absent from the baseline"), ((False, True), "absent from the current run"), ((True, True), "from both sides")
+    words = " and ".join(f"{ways.count(way):,} {text}" for way, text in kinds if way in ways)
+    return words, ways.count((True, False)) + ways.count((False, True))
+
+
 def _tested(shape: Verdict, old: list[list[float]], new: list[list[float]], settings: Settings) -> tuple[Verdict, Change]:
     """Test a metric of the same items on both sides, one row a training seed."""
     n = len(old[0])
     means = fmean(map(fmean, old)), fmean(map(fmean, new))
     tolerance = settings.tolerance(shape.metric) * (1.0 if shape.unit == "share" else means[0])
     shape = replace(shape, old=means[0], new=means[1], n=n, tolerance=tolerance)
+    scale = 1.0 if shape.unit == "share" else max(means)  # of a length: once as long, or empty
     if max(len(old), len(new)) > 1:
-        change = paired.change_over_seeds(old, new)
+        change = paired.change_over_seeds(old, new, scale=scale)
         return replace(shape, test=f"t test over {len(old)} and {len(new)} training seeds and {n} items"), change
     pairs = list(zip(old[0], new[0], strict=True))
     if shape.unit == "share" and all(score in (0.0, 1.0) for pair in pairs for score in pair):
@@ -193,10 +188,7 @@ def _tested(shape: Verdict, old: list[list[float]], new: list[list[float]], sett
         change = paired.share_change(lost, won, n, stats.mcnemar(won, lost))
         return replace(shape, test="exact McNemar", lost=lost, won=won), change
     seed, resamples = settings.bootstrap_seed, settings.resamples
-    change = paired.paired_bootstrap([b - a for a, b in pairs], seed, resamples)
-    if change.se == 0 and change.difference == 0 and shape.unit == "share":
-        low, high = stats.paired_difference(0, 0, n)  # no item differs, which does not mean that none ever would
-        change = replace(change, low=low, high=high)
+    change = paired.paired_bootstrap([b - a for a, b in pairs], seed, resamples, scale=scale)
     return replace(shape, test=f"paired bootstrap, {resamples:,} resamples, seed {seed}"), change
 
 
@@ -239,7 +231,8 @@ def _settle(verdict: Verdict, change: Change, p_holm: float, family: int, settin
     worst = change.low if sign > 0 else -change.high
     state = state_of(sign * change.difference, worst, p_holm, verdict.tolerance, settings.alpha)
     detectable, needed = _sight(verdict, change, settings.alpha / family, settings.power)
-    if state == "inconclusive" and needed and needed <= verdict.n:
+    had_enough = state == "inconclusive" and needed is not None and needed <= verdict.n
+    if had_enough:
         needed = _settled_at(verdict.n, sign * change.difference, (change.high - change.low) / 2, verdict.tolerance)
     verdict = replace(
         verdict,
@@ -252,19 +245,19 @@ def _settle(verdict: Verdict, change: Change, p_holm: float, family: int, settin
         detectable=detectable,
         needed=needed,
     )
-    return replace(verdict, why=explain_verdict(verdict, family, settings))
+    return replace(verdict, why="; ".join(filter(None, (explain_verdict(verdict, family, settings, had_enough), verdict.why))))
 
 
 def _sight(verdict: Verdict, change: Change, alpha: float, power: float) -> tuple[float | None, int | None]:
-    """The smallest drop that this comparison shows, and the items that it takes to show one of the tolerance."""
+    """The smallest drop that this comparison shows, and with how many items an unchanged model passes."""
     n, tolerance = verdict.n, verdict.tolerance
     if verdict.test == "exact McNemar":
         differing = (verdict.lost + verdict.won) / n
         detectable = paired.smallest_visible_drop(n, differing, alpha, power, tolerance)
-        return detectable, paired.items_needed(tolerance, differing, alpha, power) if tolerance > 0 else None
-    visible = paired.visible_difference(change.se, alpha, power)
-    needed = max(2, round(n * (visible / tolerance) ** 2)) if tolerance > 0 and verdict.seeds == (1, 1) else None
-    return max(visible, tolerance), needed
+        return detectable, paired.items_to_pass(tolerance, differing, power) if tolerance > 0 else None
+    ruled_out = paired.visible_difference(change.se, 1 - stats.LEVEL, power)
+    needed = max(2, math.ceil(n * (ruled_out / tolerance) ** 2)) if tolerance > 0 and verdict.seeds == (1, 1) else None
+    return paired.visible_difference(change.se, alpha, power, tolerance), needed
 
 
 def _settled_at(n: int, gain: float, half: float, tolerance: float) -> int | None:

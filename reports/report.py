@@ -187,8 +187,13 @@ def _by_table(written: Sequence[Path]) -> dict[str, list[tuple[str, str]]]:
     return found
 
 
-def check_replaceable(out: Path) -> None:
+def check_replaceable(out: Path, record: str = "report.json", kind: str = MARKER) -> None:
     """Make sure that a folder may be written: absent, empty, or an earlier report.
+
+    Args:
+        out: the folder.
+        record: file in it that says what it is.
+        kind: what that says in `kind`.
 
     Raises:
         UserError: it is something else.
@@ -200,30 +205,29 @@ def check_replaceable(out: Path) -> None:
         raise UserError(f"{out} is not a folder; {advice}")
     if not any(out.iterdir()):
         return
-    marker = out / "report.json"
     try:
-        kind = json.loads(marker.read_text(encoding="utf-8"))["kind"]
+        found = json.loads((out / record).read_text(encoding="utf-8"))["kind"]
     except (OSError, ValueError, KeyError, TypeError):
-        kind = None
-    if kind != MARKER:
-        raise UserError(f"{out} holds files but is no report of mr1-bench (it has no report.json of ours), and is not replaced; {advice}")
+        found = None
+    if found != kind:
+        raise UserError(f"{out} holds files but is no report of mr1-bench (it has no {record} of ours), and is not replaced; {advice}")
 
 
 @contextmanager
-def replacing(out: Path) -> Iterator[Path]:
+def replacing(out: Path, check: Callable[[Path], None] = check_replaceable) -> Iterator[Path]:
     """Give a new folder to write into, which takes the place of `out` once the block ends well and is gone otherwise.
 
-    What a killed writer left beside `out` is removed.
+    What a killed writer left beside `out` is removed. `check` refuses a folder that may not be replaced.
     """
     out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(out)
+    _remove_stale(out, check)
     part = Path(tempfile.mkdtemp(prefix=f".{out.name}.part-", dir=out.parent))
     descriptor = os.open(part, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield part
-        check_replaceable(out)
+        check(out)
         part.chmod(0o755)
         before = part.with_name(part.name.replace(".part-", ".old-"))
         if out.exists():
@@ -240,7 +244,7 @@ def replacing(out: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _remove_stale(out: Path) -> None:
+def _remove_stale(out: Path, check: Callable[[Path], None]) -> None:
     """Remove folders of writers that were killed: their lock is free.
 
     An earlier report is put back first where its writer was killed in the middle of the exchange, when neither report is in its place: the
@@ -255,7 +259,7 @@ def _remove_stale(out: Path) -> None:
     for before in out.parent.glob(f".{out.name}.old-*"):
         if not before.with_name(before.name.replace(".old-", ".part-")).exists():
             with suppress(UserError):
-                check_replaceable(before)
+                check(before)
                 shutil.rmtree(before, ignore_errors=True)
 
 

@@ -28,6 +28,22 @@ def is_report(folder: Path) -> bool:
     return isinstance(content, dict) and content.get("kind") == MARKER
 
 
+def report_sizes(path: Path) -> dict[str, int]:
+    """Return how many items each task of a report has, whatever its gallery shows; empty where there is no report.
+
+    Args:
+        path: as `read_snapshot` takes it, a report that could be read: its folder, or `REPORT/RUN`.
+    """
+    folder = next((place for place in (path, path.parent) if is_report(place)), None)
+    if folder is None or path.is_file():
+        return {}
+    sizes: dict[str, int] = {}
+    for run in read_json(folder / "report.json")["runs"].values():
+        for task, result in run["results"].items():
+            sizes[task] = max(sizes.get(task, 0), int(result.get("n") or 0))
+    return sizes
+
+
 def read_report(folder: Path, name: str, source: str) -> Snapshot:
     """Read one run of a report, or one method's training seeds.
 

@@ -19,6 +19,7 @@ from mr1_bench.records import RecordError, read_json, sha256_json
 from mr1_bench.reports.evaluations import Evaluation, Pool, is_sampled, read_own, read_rows
 from mr1_bench.reports.folders import Found, find
 from mr1_bench.reports.foreign import read_foreign
+from mr1_bench.reports.provenance import Places
 from mr1_bench.reports.report_items import is_report, read_report
 from mr1_bench.reports.study import Answer, Result
 from mr1_bench.reports.verdicts import ItemScore, Snapshot, TaskSnapshot, means_of
@@ -27,6 +28,7 @@ from mr1_bench.specs import get_spec
 _SHOWN = 4
 _AGAIN = "evaluate again with `mr1-bench eval`"
 _RESULTS = "_results.json"
+_CHECKPOINT = ("pretrained", "model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ def _read(path: Path) -> Snapshot:
             raise UserError(f"{one.folders[0]} has no results of {', '.join(lacking)}, which another training seed in {path} has; {_AGAIN}")
     first = seeds[0]
     tasks = {task: tuple(one.tasks[task] for one in seeds) for task in names}
-    return Snapshot(str(path), first.model, first.weights, max(one.created for one in seeds), tasks)
+    return Snapshot(str(path), first.model, _weights(first.weights), max(one.created for one in seeds), tasks)
 
 
 def _found_file(path: Path) -> Found:
@@ -104,6 +106,11 @@ def _found_file(path: Path) -> Found:
 
 def _checkpoints(found: Found) -> list[_Checkpoint]:
     """Every evaluation, joined by checkpoint."""
+    if found.missing:
+        reasons = "; ".join(f"{one.folder}: {one.why}" for one in found.missing[:_SHOWN])
+        raise UserError(
+            f"{reasons}. What is finished beside it may be of an older checkpoint: finish it, or name the finished one's folder"
+        )
     pool = Pool()
     joined: dict[str, _Checkpoint] = {}
     for one, tasks, created in _evaluations(found, pool):
@@ -122,9 +129,6 @@ def _checkpoints(found: Found) -> list[_Checkpoint]:
         joined[key] = replace(
             known, folders=(*known.folders, one.folder), created=max(known.created, created), tasks={**known.tasks, **tasks}
         )
-    if not joined and found.missing:
-        reasons = "; ".join(f"{one.folder}: {one.why}" for one in found.missing[:_SHOWN])
-        raise UserError(f"no finished evaluation: {reasons}")
     return list(joined.values())
 
 
@@ -135,12 +139,12 @@ def _evaluations(found: Found, pool: Pool) -> Iterable[tuple[Evaluation, dict[st
         tasks = {}
         for task, result in evaluation.results.items():
             samples = folder / f"{stamp}_samples_{task}.jsonl"
-            _check_names(samples, task, result.answers)
+            rows = _check_samples(samples, task, result.answers)
             items, repeats = _items(result.answers), 1
             if is_sampled(run) and run["config"].get("repeats", 1) > 1:
                 repeats = int(run["config"]["repeats"])
-                items = _repeated(folder / "journal.jsonl", task, result.answers, repeats)
-            identity = {"code_sha256": run.get("code_sha256"), "asked_sha256": _asked(samples)} | dict(result.identity)
+                items = _repeated(folder / "journal.jsonl", run, task, result.answers)
+            identity = {"code_sha256": run.get("code_sha256"), "asked_sha256": _asked(rows)} | dict(result.identity)
             measures = {key: float(run[key]) for key in ("tokens_per_s", "peak_memory_bytes") if run.get(key)}
             tasks[task] = _task(evaluation, result, items, repeats, identity, measures)
         yield evaluation, tasks, str(run.get("started") or "")
@@ -148,7 +152,11 @@ def _evaluations(found: Found, pool: Pool) -> Iterable[tuple[Evaluation, dict[st
         declared = next((found.declared[place] for place in (path.parent, *path.parent.parents) if place in found.declared), None)
         evaluation = read_foreign(path, declared or {"method": "base"}, pool)
         content = read_json(path)
-        tasks = {task: _foreign_task(path, evaluation, result) for task, result in evaluation.results.items()}
+        engine, weights = _engine(content.get("config") or {}), _weights(evaluation.weights)
+        tasks = {
+            task: replace(_foreign_task(path, evaluation, result), engine=engine, weights=weights)
+            for task, result in evaluation.results.items()
+        }
         yield evaluation, tasks, _date(str(content.get("date") or ""))
 
 
@@ -159,8 +167,8 @@ def _foreign_task(path: Path, evaluation: Evaluation, result: Result) -> TaskSna
             f"{path} has no samples beside it ({samples.name}): without scores of each item nothing is tested; "
             "run lmms-eval with --log_samples"
         )
-    _check_names(samples, result.task, result.answers)
-    identity = {"asked_sha256": _asked(samples)} | dict(result.identity)
+    rows = _check_samples(samples, result.task, result.answers)
+    identity = {"asked_sha256": _asked(rows)} | dict(result.identity)
     return _task(evaluation, result, _items(result.answers), 1, identity, {})
 
 
@@ -181,49 +189,109 @@ def _items(answers: Iterable[Answer]) -> tuple[ItemScore, ...]:
     return tuple(ItemScore(one.doc_id, one.item, one.gold, one.text, one.scores, one.value, one.tokens) for one in answers)
 
 
-def _check_names(path: Path, task: str, answers: Sequence[Answer]) -> None:
-    """Items of an embedded task carry its data's name: samples of another task in their place show."""
+def _check_samples(path: Path, task: str, answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    """Return the rows of samples whose answers are texts of this task, with lengths that can be.
+
+    Items of an embedded task carry its data's name: samples of another task in their place show.
+    """
+    rows = read_rows(path)
+    for number, row in enumerate(rows, 1):
+        texts = row["filtered_resps"] if isinstance(row["filtered_resps"], list) else [row["filtered_resps"]]
+        if not all(isinstance(text, str) for text in texts):
+            raise RecordError(f"{path}, line {number}: the answer is {str(texts[0])[:40]!r}, not a text: the file was changed; {_AGAIN}")
+    below = next((answer for answer in answers if answer.tokens is not None and answer.tokens < 0), None)
+    if below:
+        raise RecordError(
+            f"{path}: the answer to item {below.doc_id} has {below.tokens} tokens: the file or the journal was changed; {_AGAIN}"
+        )
     spec = get_spec(task)
     if not spec.synthetic:
-        return
+        return rows
     expected = f"{spec.data}-l{spec.level}-"
     wrong = next((answer.item for answer in answers if answer.item and not answer.item.startswith(expected)), None)
     if wrong:
         raise UserError(
             f"{path} holds items of another task ({wrong}; expected {expected}…): files were swapped; put them back, or {_AGAIN}"
         )
+    return rows
 
 
-def _repeated(journal: Path, task: str, answers: Sequence[Answer], repeats: int) -> tuple[ItemScore, ...]:
-    """Scores of an item averaged over its repeats; graded from the journal, for samples hold one answer an item."""
-    texts: dict[int, dict[str, Mapping[str, Any]]] = {}
-    for row in read_rows(journal):
-        for key, answer in (row.get("answers") or {}).items():
-            name, doc_id, repeat, *_ = key.split("/")
-            if name == task:
-                texts.setdefault(int(doc_id), {})[repeat] = answer
+def _repeated(journal: Path, run: Mapping[str, Any], task: str, answers: Sequence[Answer]) -> tuple[ItemScore, ...]:
+    """Scores of an item averaged over its repeats; graded from the journal, for samples hold one answer an item.
+
+    The journal must be that of the evaluation: its identity, the answers that the samples hold too, and the mean that run.json notes.
+    """
+    repeats = int(run["config"]["repeats"])
+    texts = _journal_texts(journal, str(run.get("identity")), task)
     items = []
     for answer in answers:
-        found = [texts.get(answer.doc_id, {}).get(str(repeat)) for repeat in range(repeats)]
+        found = [texts.get((answer.doc_id, repeat)) for repeat in range(repeats)]
         kept = [one for one in found if one is not None]
         if len(kept) < repeats:
             raise UserError(f"{journal} has {len(kept)} of {repeats} answers to item {answer.doc_id} of {task}: it was cut off; {_AGAIN}")
-        scores = [grade(task, answer.gold, str(one["text"])) for one in kept]
+        if kept[0][0] != answer.text:
+            raise RecordError(
+                f"{journal} has another answer to item {answer.doc_id} of {task} than its samples: one of them was changed; {_AGAIN}"
+            )
+        scores = [grade(task, answer.gold, text) for text, _ in kept]
         means = {"acc": fmean(score.correct for score in scores), "answered": fmean(score.status == "answered" for score in scores)}
         if "format" in answer.scores:
             means["format"] = fmean(score.format_ok for score in scores)
-        lengths = [one["tokens"] for one in kept if isinstance(one.get("tokens"), int)]
+        lengths = [length for _, length in kept if length is not None]
         length = fmean(lengths) if len(lengths) == repeats else None
-        items.append(ItemScore(answer.doc_id, answer.item, answer.gold, str(kept[0]["text"]), means, scores[0].value, length))
+        items.append(ItemScore(answer.doc_id, answer.item, answer.gold, kept[0][0], means, scores[0].value, length))
+    noted = (run["tasks"][task].get("repeats") or {}).get("avg", {}).get("value")
+    mean = fmean(item.scores["acc"] for item in items)
+    if noted is not None and abs(noted - mean) > 1e-9:
+        raise RecordError(
+            f"{journal}: acc of its answers to {task} is {mean:.4f}, but run.json says {noted:.4f}: it was changed, or graded by another "
+            f"version; {_AGAIN}"
+        )
     return tuple(items)
 
 
-def _asked(samples: Path) -> str | None:
+def _journal_texts(journal: Path, identity: str, task: str) -> dict[tuple[int, int], tuple[str, int | None]]:
+    """Answers to a task and their lengths in tokens, by item and repeat."""
+    rows = read_rows(journal)
+    if not rows or rows[0].get("identity") != identity:
+        raise RecordError(f"{journal} is not the journal of the evaluation in run.json (its identity is another): put it back, or {_AGAIN}")
+    texts: dict[tuple[int, int], tuple[str, int | None]] = {}
+    for number, row in enumerate(rows, 1):
+        try:
+            for key, answer in row.get("answers", {}).items():
+                name, doc_id, repeat, *_ = key.split("/")
+                length = answer.get("tokens")
+                if not isinstance(answer["text"], str) or (length is not None and (type(length) is not int or length < 0)):
+                    raise ValueError("an answer is a text and a number of tokens")
+                if name == task:
+                    texts[int(doc_id), int(repeat)] = answer["text"], length
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RecordError(f"{journal}, line {number}: not a line of a journal ({error!r}); {_AGAIN}") from None
+    return texts
+
+
+def _asked(samples: Iterable[Mapping[str, Any]]) -> str | None:
     """One hash for the inputs of all items as they were sent; None where they are not recorded."""
-    rows = [(row["doc_id"], row.get("input")) for row in read_rows(samples)]
+    rows = [(row["doc_id"], row.get("input")) for row in samples]
     if any(asked is None for _, asked in rows):
         return None
     return sha256_json(sorted((doc_id, json.dumps(asked, sort_keys=True)) for doc_id, asked in rows))
+
+
+def _engine(config: Mapping[str, Any]) -> str:
+    """What generated answers for plain lmms-eval, with its settings: not which checkpoint, and nothing of the machine's folders."""
+    settings: list[str] = []
+    named = False
+    for part in str(config.get("model_args") or "").split(","):
+        named = part.partition("=")[0].strip() in _CHECKPOINT if "=" in part else named  # a path may hold commas
+        settings += [] if named or not part.strip() else [part.strip()]
+    return Places(()).clean(", ".join(filter(None, (str(config.get("model") or ""), ",".join(settings)))))
+
+
+def _weights(weights: str) -> str:
+    """What tells a checkpoint: a hash, or its name on the hub; empty where all that is known is its folder on some machine."""
+    local = weights.startswith((".", "~", "/")) or "\\" in weights or Path(weights).is_dir()
+    return "" if local else weights
 
 
 def _date(stamp: str) -> str:

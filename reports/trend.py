@@ -30,7 +30,7 @@ from mr1_bench.reports.figure_style import (
 )
 from mr1_bench.reports.figure_text import join, percent
 from mr1_bench.reports.figures import Figure
-from mr1_bench.reports.regression import HistoryEntry, HistoryTask
+from mr1_bench.reports.verdicts import HistoryEntry, HistoryTask
 from mr1_bench.reports.wording import amount
 from mr1_bench.tables import p_text
 

@@ -16,6 +16,8 @@ State = Literal["pass", "improved", "regressed", "inconclusive", "not-comparable
 is significant after Holm; `improved` is its mirror. `inconclusive`: neither, so more items are needed. `not-comparable`: other data,
 prompt, decoding or items. `no-baseline`: the baseline does not have it."""
 STATES: tuple[State, ...] = ("pass", "improved", "regressed", "inconclusive", "not-comparable", "no-baseline")
+UNUSABLE: tuple[State, ...] = ("not-comparable", "no-baseline")
+"""States of which nothing was compared."""
 Direction = Literal["lost", "won"]
 
 
@@ -150,7 +152,8 @@ class Verdict:
         p_holm: corrected.
         test: what was tested, in words, such as `exact McNemar`; empty where nothing was.
         detectable: smallest true drop that this n shows with 80 % power, in the metric's unit; None where it cannot be said.
-        needed: items needed to see a drop of the tolerance with 80 % power; None where it cannot be said.
+        needed: items with which an unchanged model passes with 80 % chance; where this n has as many and did not settle it, those that do
+            if the difference stays as it is; None where it cannot be said.
         lost, won: items that turned from right to wrong, and from wrong to right (0/1 metrics only).
         differs: what forbids the comparison: (`data` | `prompt` | `decoding` | `item set`, hash of old, hash of new).
     """
@@ -216,6 +219,10 @@ TOLERANCES = {"format": 0.02, "answered": 0.02, "agreement": 0.02, "tokens": 0.1
 `acc_r1v` is `Settings.min_effect`."""
 
 
+GATE = ("acc", "format", "answered")
+"""The metrics that gate where none are named."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What decides a verdict.
@@ -226,7 +233,8 @@ class Settings:
         power: chance of finding, for the effect that n items can show and the items needed.
         bootstrap_seed, resamples: of the paired bootstrap.
         tolerances: metric -> tolerance, where it is not that of `TOLERANCES`; of shares a share, of others a part of the old value.
-        gate: metrics that count for the exit code.
+        gate: metrics that count for the exit code. In a gate other than `GATE` a metric that neither side records is not comparable; in
+            that one it is left out, because a task that asks for the bare answer has no format.
         fail_on: states that make the exit code not 0: 2 for `not-comparable` and `no-baseline`, else 1.
     """
 
@@ -236,7 +244,7 @@ class Settings:
     bootstrap_seed: int = 0
     resamples: int = 10_000
     tolerances: Mapping[str, float] = field(default_factory=dict)
-    gate: tuple[str, ...] = ("acc", "format", "answered")
+    gate: tuple[str, ...] = GATE
     fail_on: tuple[State, ...] = ("regressed", "not-comparable", "no-baseline")
 
     def tolerance(self, metric: str) -> float:

@@ -26,13 +26,14 @@ def amount(value: float, unit: str, *, sign: bool = False, bare: bool = False, e
     return f"{mark}{text}{'' if bare else f' {name}{plural}'}"
 
 
-def explain_verdict(verdict: Verdict, family: int, settings: Settings) -> str:
+def explain_verdict(verdict: Verdict, family: int, settings: Settings, had_enough: bool = False) -> str:
     """Say why a tested metric has its state.
 
     Args:
         verdict: with everything but `why`.
         family: number of metrics that Holm corrected together.
         settings: what decided.
+        had_enough: inconclusive although an unchanged model would have passed with that many items.
     """
     if verdict.difference is None or verdict.p is None or verdict.p_holm is None or verdict.low is None or verdict.high is None:
         raise ValueError(f"{verdict.task} {verdict.metric} was not tested")
@@ -56,11 +57,11 @@ def explain_verdict(verdict: Verdict, family: int, settings: Settings) -> str:
     low, high = (amount(end, unit, sign=True, bare=True) for end in (verdict.low, verdict.high))
     interval = f"[{low}, {high}] {amount(0, unit).partition(' ')[2]}"
     few = "seeds or items" if verdict.seeds != (1, 1) else "items"
-    return f"too few {few}: {interval} does not rule out {tolerance} for the worse; {_could(verdict, settings)}"
+    return f"too few {few}: {interval} does not rule out {tolerance} for the worse; {_could(verdict, settings, had_enough)}"
 
 
-def _could(verdict: Verdict, settings: Settings) -> str:
-    """What this many items could have shown, and how many would do."""
+def _could(verdict: Verdict, settings: Settings, had_enough: bool) -> str:
+    """What this many items could have shown, and how many would settle it."""
     change = "drop" if verdict.better == "higher" else "rise"
     if verdict.detectable is None:
         shown = f"{verdict.n:,} items show no {change} of any size"
@@ -69,7 +70,11 @@ def _could(verdict: Verdict, settings: Settings) -> str:
     tolerance = amount(verdict.tolerance, verdict.unit, exact=True)
     if verdict.seeds != (1, 1):
         return f"{shown}; for {tolerance} train more seeds"
-    return f"{shown}; for {tolerance} take about {verdict.needed:,}" if verdict.needed else f"{shown}; no number of items shows {tolerance}"
+    if not verdict.needed:
+        return f"{shown}; no number of items rules out {tolerance}" + (" if it stays so" if had_enough else "")
+    if had_enough:
+        return f"{shown}; if it stays so, about {verdict.needed:,} settle it"
+    return f"{shown}; an unchanged model passes with about {verdict.needed:,}"
 
 
 def explain_measure(verdict: Verdict) -> str:

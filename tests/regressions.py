@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 from mr1_bench import prompts
-from mr1_bench.reports.regression import (
+from mr1_bench.reports.verdicts import (
     FlakyItem,
     Flip,
     HistoryEntry,

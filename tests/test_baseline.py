@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mr1_bench.cli import main
 from mr1_bench.records import RecordError
-from mr1_bench.reports import baseline_files
+from mr1_bench.reports import baseline, baseline_files
 from mr1_bench.reports.baseline_files import Baseline
 from mr1_bench.reports.regression import compare, history_of
 from mr1_bench.reports.verdicts import ItemScore, Snapshot, TaskSnapshot, means_of
@@ -219,6 +219,43 @@ def test_save_list_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert main(["baseline", "save", str(runs[1]), "--to", str(path), "--fresh", "--tasks", TASK]) == 0
     again = baseline_files.read(path)
     assert again.history == () and list(again.snapshot.tasks) == [TASK]
+
+
+def test_texts_are_kept_while_the_file_stays_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, path = write_side(tmp_path / "run", 0.5, 0.5, n=20), tmp_path / "x.jsonl.gz"
+
+    def kept(*options: str) -> bool:
+        assert main(["baseline", "save", str(run), "--to", str(path), "--fresh", *options]) == 0
+        return all(item.text is not None for item in baseline_files.read(path).snapshot.tasks[TASK][0].items)
+
+    assert kept() and not kept("--no-texts")
+    assert "left out" not in capsys.readouterr().out
+    monkeypatch.setattr(baseline, "TEXTS_UP_TO", 100)
+    assert not kept()
+    assert sum("--texts" in line for line in capsys.readouterr().out.splitlines()) == 1
+    assert kept("--texts")
+
+
+def test_a_damaged_file_is_listed_and_hides_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.jsonl", "b.jsonl.gz", "c.jsonl"):
+        saved(tmp_path / name, replace(shot(n=4), label=f"\x1b[2J{name[0]}"))
+    for name in ("a.jsonl", "b.jsonl.gz"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-9])
+    assert main(["baseline", "list", str(tmp_path)]) == 2
+    out = capsys.readouterr().out
+    assert out.count("  damaged  ") == 2 and "cut off" in out and "⟨U+001B⟩[2Jc" in out and "\x1b" not in out
+
+
+def test_an_items_hash_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.jsonl"
+    one = ItemScore(0, "a", "4", "four", {"acc": 1.0})
+    with monkeypatch.context() as patched:
+        patched.setattr(baseline_files, "item_hash", lambda item: "0" * 16)
+        baseline_files.write(path, baseline_files.dump(side({TASK: TaskSnapshot(IDENTITY, (one,), {"acc": 1.0})})))
+    with pytest.raises(RecordError, match="another hash"):
+        baseline_files.read(path)
 
 
 def test_save_refuses_what_would_lose_something(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

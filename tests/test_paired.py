@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mr1_bench import paired
-from mr1_bench.stats import mcnemar
+from mr1_bench.stats import mcnemar, paired_difference
 
 
 def power_by_counting(n: int, discordant: float, drop: float, alpha: float, more_than: float) -> float:
@@ -78,6 +78,23 @@ def test_items_needed_are_about_those_of_the_normal_approximation(discordant: fl
     assert paired.mcnemar_power(needed, discordant, drop) >= 0.8
 
 
+def test_a_drop_that_is_no_more_than_the_smallest_effect_is_never_found() -> None:
+    assert paired.items_needed(0.01, 0.2, more_than=0.01) is None
+    needed = paired.items_needed(0.02, 0.1, more_than=0.015)
+    assert needed is not None and needed > (paired.items_needed(0.02, 0.1) or 0)
+    assert paired.mcnemar_power(needed, 0.1, 0.02, more_than=0.015) >= 0.8
+
+
+@pytest.mark.parametrize(("n", "discordant", "tolerance"), [(40, 0.2, 0.1), (30, 0.5, 0.3), (25, 0.0, 0.2), (12, 1.0, 0.02)])
+def test_the_chance_to_pass_equals_counting_every_outcome(n: int, discordant: float, tolerance: float) -> None:
+    total = 0.0
+    for lost, won in product(range(n + 1), repeat=2):
+        if lost + won <= n and paired_difference(won, lost, n)[0] > -tolerance:
+            ways = math.factorial(n) / (math.factorial(lost) * math.factorial(won) * math.factorial(n - lost - won))
+            total += ways * (discordant / 2) ** (lost + won) * (1 - discordant) ** (n - lost - won)
+    assert paired.pass_power(n, discordant, tolerance) == pytest.approx(total, abs=1e-9)
+
+
 def test_items_needed_has_an_end() -> None:
     assert paired.items_needed(1e-5, 0.5) is None
     with pytest.raises(ValueError, match="between 0 and 1"):
@@ -113,10 +130,43 @@ def test_interval_and_p_of_the_bootstrap_agree_and_mirror(values: list[float], s
         assert (found.p <= 0.05) == (not found.low <= 0 <= found.high) or abs(found.p - 0.05) < 0.01
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.one_of(st.just(0.0), st.floats(-1, 1), st.floats(-2000, 2000)), min_size=2, max_size=50),
+    st.integers(0, 99),
+    st.sampled_from([0.0, 1.0, 30.0]),
+)
+def test_limits_are_finite_and_hold_the_difference(values: list[float], seed: int, scale: float) -> None:
+    found = paired.paired_bootstrap(values, seed, 200, scale=scale)
+    assert all(map(math.isfinite, (found.low, found.high, found.se))) and 0 < found.p <= 1
+    assert found.low <= found.difference <= found.high
+    if scale:
+        assert found.high - found.low > 2 * 1.9 * paired.unseen_spread(len(values), scale)
+
+
+@pytest.mark.parametrize("differing", [0, 1, 2, 3])
+def test_a_few_differing_items_are_no_certainty(differing: int) -> None:
+    """The interval is never narrower than the one of a 0/1 metric of which no item differs."""
+    found = paired.paired_bootstrap([0.25] * differing + [0.0] * (400 - differing), 0, 400)
+    low, high = paired_difference(0, 0, 400)
+    assert found.high - found.low >= high - low
+    assert found.low <= found.difference <= found.high < 0.02
+
+
 def test_equal_differences() -> None:
+    """Without spread: t = d(n + 2)/√2 with n - 1 degrees of freedom."""
+    from scipy.stats import t
+
     assert paired.paired_bootstrap([0.0] * 9, 0).p == 1.0
-    assert paired.paired_bootstrap([0.5] * 9, 0).p == pytest.approx(2 / 2**9)
+    assert paired.paired_bootstrap([0.5] * 9, 0).p == pytest.approx(2 * t.sf(0.5 * 11 / math.sqrt(2), 8))
+    assert paired.paired_bootstrap([1.0, 1.0], 0).p > 0.2
     assert paired.paired_bootstrap([0.5] * 5000, 0).p > 0
+
+
+def test_seeds_without_any_spread_are_no_certainty_either() -> None:
+    found = paired.change_over_seeds([[1.0] * 3] * 2, [[0.0] * 3] * 2)
+    assert found.p > 0 and found.low < -1 < found.high
+    assert paired.change_over_seeds([[1.0] * 9] * 2, [[1.0] * 9] * 2).p == 1.0
 
 
 @pytest.mark.parametrize("values", [[], [1.0], [1.0, math.nan]])
@@ -130,7 +180,7 @@ def test_seeds_without_item_noise_are_welchs_test() -> None:
     from mr1_bench.stats import welch
 
     old, new = [0.50, 0.54, 0.58], [0.40, 0.45, 0.47]
-    found = paired.change_over_seeds([[value] * 1000 for value in old], [[value] * 1000 for value in new])
+    found = paired.change_over_seeds(*([[value] * 1000 for value in side] for side in (old, new)), scale=0.0)
     expected = welch(new, old)
     assert (found.difference, found.p) == pytest.approx((expected.difference, expected.p))
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
@@ -151,3 +201,16 @@ def test_the_table_in_the_docs() -> None:
         n = int(row[0].replace(",", ""))
         drops = [paired.smallest_visible_drop(n, share, 0.05, 0.8, 0.01) for share in (0.1, 0.2, 0.3)]
         assert [f"{100 * (drop or 0):.1f}" for drop in drops] == row[1:]
+
+
+def test_the_items_needed_in_the_docs() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "regression.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in text.partition("| true drop, points |")[2].splitlines()[2:8]]
+    assert [row[0] for row in rows] == ["none: passes", "1", "2", "3", "5", "10"]
+    for name, *told in rows:
+        shares = (0.1, 0.2, 0.3)
+        counts = [
+            paired.items_to_pass(0.01, share) if name == "none: passes" else paired.items_needed(int(name) / 100, share, more_than=0.01)
+            for share in shares
+        ]
+        assert [f"{count:,}" if count else "never" for count in counts] == told

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,7 +80,28 @@ def test_a_baseline_that_does_not_exist_yet_is_no_baseline_and_no_pass(
 ) -> None:
     assert regress(tmp_path / "main.jsonl", sides / "good") == 2
     assert "mr1-bench baseline save" in capsys.readouterr().err
-    assert regress(tmp_path / "main", sides / "good", "--allow", "no-baseline") == 0
+    assert regress(tmp_path / "main", sides / "good", "--allow", "no-baseline") == 2
+    assert regress(tmp_path / "main", sides / "good", "--fail-on", "none") == 2
+
+
+def test_the_exit_code_is_the_verdict_when_nobody_reads(sides: Path, tmp_path: Path) -> None:
+    """`mr1-bench regress … | true`: the pipe is closed before anything is printed."""
+    command = [sys.executable, "-m", "mr1_bench", "regress", "--baseline", str(sides / "good"), "--current", str(sides / "bad")]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([*command, "--out", str(tmp_path / "out")], stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert json.loads((tmp_path / "out/regression.json").read_text())["exit_code"] == 1
+
+
+def test_what_files_say_is_visible_on_the_terminal(sides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    side = tmp_path / "side"
+    shutil.copytree(sides / "good", side)
+    edit_record(side, lambda run: run["config"].update(backend="\x1b[31mred\n::error::x"))
+    assert regress(sides / "good", side) == 0
+    out = capsys.readouterr().out
+    assert "⟨U+001B⟩[31mred ::error::x" in out and "\x1b" not in out
 
 
 def test_plan(sides: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,6 +250,9 @@ def test_sides_given_the_wrong_way_round(sides: Path, tmp_path: Path, capsys: py
     edit_record(older, lambda run: run.update(started="2025-01-01T00:00:00+00:00"))
     assert regress(saved, older) == 2
     assert regress(saved, older, "--older") == 0
+    assert regress(sides / "good", older) == 2  # folders know their times as well
+    assert "swapped" in capsys.readouterr().err
+    assert regress(sides / "good", older, "--older") == 0
 
 
 def test_training_seeds_are_one_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

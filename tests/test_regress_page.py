@@ -13,8 +13,8 @@ import pytest
 
 from mr1_bench.reports import regress_page
 from mr1_bench.reports.page_frame import POLICY
-from mr1_bench.reports.regress_reports import write_reports
-from mr1_bench.reports.regression import Settings
+from mr1_bench.reports.regress_files import write_reports
+from mr1_bench.reports.verdicts import Settings
 from tests import browser
 from tests.regressions import GR, VC, VERDICTS, flip, make_history, make_regression
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import re
 import xml.etree.ElementTree as ET
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from mr1_bench.reports import regress_page
 from mr1_bench.reports import regress_reports as reports
 from mr1_bench.reports.flip_kinds import KIND_NAMES, kind_of, most_frequent
-from mr1_bench.reports.regression import STATES, Regression, Settings, State, Verdict, compare, exit_code
+from mr1_bench.reports.regress_files import write_reports
+from mr1_bench.reports.regression import compare, exit_code
+from mr1_bench.reports.verdicts import STATES, Regression, Settings, State, Verdict
 from mr1_bench.reports.wording import amount, explain_measure, explain_verdict
 from tests.regressions import ANSWERS, GR, HOSTILE, LIMIT, NASTY_NAME, VERDICTS, flip, make_regression, task_snapshot
 
@@ -252,8 +257,9 @@ def test_the_line_that_says_why() -> None:
     tested = dataclasses.replace(VERDICTS[1], test="exact McNemar", lost=30, won=24)
     assert explain_verdict(tested, 2, Settings()) == (
         "too few items: [−3.3, +1.3] points does not rule out 1 point for the worse; "
-        "600 items show a drop of 4.1 points (80 % power); for 1 point take about 9,800"
+        "600 items show a drop of 4.1 points (80 % power); an unchanged model passes with about 9,800"
     )
+    assert explain_verdict(tested, 2, Settings(), had_enough=True).endswith("; if it stays so, about 9,800 settle it")
     assert explain_verdict(VERDICTS[0], 1, Settings()) == "down 6.2 points (61 lost, 24 won), more than 1 point; exact McNemar: p = 0.0001"
     passed = dataclasses.replace(VERDICTS[2], p_holm=0.4)
     assert (
@@ -327,7 +333,7 @@ def test_the_three_most_frequent_kinds_in_order() -> None:
 
 def test_a_regression_of_thousands_of_flips_stays_small_and_quick(tmp_path: Any) -> None:
     big: Regression = make_regression(flips=2000)
-    page = reports.write_reports(big, tmp_path / "out")
+    page = write_reports(big, tmp_path / "out")
     assert {path.name for path in page.parent.iterdir()} == {
         "summary.md",
         "junit.xml",
@@ -337,3 +343,29 @@ def test_a_regression_of_thousands_of_flips_stays_small_and_quick(tmp_path: Any)
         "gallery",
     }
     assert (tmp_path / "out" / "summary.md").stat().st_size < 20_000 and (tmp_path / "out" / "junit.xml").stat().st_size < 60_000
+
+
+def test_a_report_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = write_reports(make_regression(), tmp_path / "out").parent
+    before = (first / "regression.json").read_bytes()
+
+    def full(*_: Any) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(regress_page, "write_page", full)
+    for name in ("out", "new"):
+        with pytest.raises(OSError, match="No space"):
+            write_reports(make_regression(flips=3), tmp_path / name)
+    assert (first / "regression.json").read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_interval_without_end_is_null_in_json(tmp_path: Path) -> None:
+    found = make_regression()
+    endless = dataclasses.replace(found.verdicts[0], low=-math.inf, high=math.inf, p=math.nan)
+    write_reports(dataclasses.replace(found, verdicts=(endless, *found.verdicts[1:])), tmp_path / "out")
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    content = json.loads((tmp_path / "out/regression.json").read_text(), parse_constant=refuse)
+    assert content["verdicts"][0]["low"] is None and content["verdicts"][1]["low"] is not None

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mr1_bench.errors import UserError
+from mr1_bench.reports.regress_plan import plan_text, planned_tasks
 from mr1_bench.reports.regression import EVERY_TASK, compare, exit_code, history_of
 from mr1_bench.reports.verdicts import Regression, Settings, TaskSnapshot, Verdict
 from tests.snapshots import IDENTITY, OTHER, TASK, counts, side, task_of
@@ -161,6 +163,41 @@ def test_what_shall_gate_but_is_not_recorded_is_no_pass(metric: str) -> None:
     assert "on neither side" in verdict_of(found, metric).why
 
 
+@pytest.mark.parametrize("metric", ["format", "acc_r1v", "agreement"])
+def test_a_share_that_was_asked_to_gate_and_is_recorded_nowhere_is_no_pass(metric: str) -> None:
+    bare = side({TASK: measured()})
+    asked = compare(bare, bare, Settings(gate=("acc", metric)))
+    assert (verdict_of(asked, metric).state, exit_code(asked)) == ("not-comparable", 2)
+    assert exit_code(compare(bare, bare)) == 0, "a task without tags has no format by construction"
+
+
+def some(items: int, without: int) -> TaskSnapshot:
+    """Items of which the last ones have no verdict of the second grader."""
+    whole = task_of({"acc": [1.0] * items, "acc_r1v": [1.0] * items})
+    kept = tuple(
+        one if index < items - without else replace(one, scores={"acc": one.scores["acc"]}) for index, one in enumerate(whole.items)
+    )
+    return replace(whole, items=kept)
+
+
+def test_items_without_a_share_are_counted_and_refused_where_they_are_many() -> None:
+    gate = Settings(gate=("acc", "acc_r1v"))
+    few = compare(side({TASK: some(400, 0)}), side({TASK: some(400, 3)}), gate)
+    assert (verdict_of(few, "acc_r1v").state, verdict_of(few, "acc_r1v").n, exit_code(few)) == ("pass", 397, 0)
+    assert "left out: 3 absent from the current run of 400 items" in verdict_of(few, "acc_r1v").why
+    many = compare(side({TASK: some(400, 0)}), side({TASK: some(400, 5)}), gate)
+    assert (verdict_of(many, "acc_r1v").state, exit_code(many)) == ("not-comparable", 2)
+    assert "5 absent from the current run" in verdict_of(many, "acc_r1v").why
+    both = verdict_of(compare(side({TASK: some(400, 90)}), side({TASK: some(400, 90)}), gate), "acc_r1v")
+    assert both.n == 310 and "90 from both sides" in both.why
+
+
+def test_equal_lengths_of_a_few_items_are_no_proof() -> None:
+    few = side({TASK: task_of({"acc": [1.0] * 4}, tokens=[20.0] * 4)})
+    found = verdict_of(compare(few, few), "tokens")
+    assert found.state == "inconclusive" and found.detectable is not None and found.detectable > 2
+
+
 def test_a_metric_of_one_side_only() -> None:
     right = [1.0] * 400
     plain, tagged = task_of({"acc": right}), task_of({"acc": right, "format": right})
@@ -219,6 +256,8 @@ def test_nothing_in_common_is_never_a_success() -> None:
     assert exit_code(compare(side({}), side({}))) == 2
     assert exit_code(compare(side({}), side({}), Settings(fail_on=("regressed",)))) == 2
     assert exit_code(compare(side({}), side({}), Settings(fail_on=()))) == 0
+    one, other = side({TASK: measured()}), side({OTHER: measured()})
+    assert exit_code(compare(one, other, Settings(fail_on=("regressed",)))) == 2, "all that differs is allowed, and nothing was compared"
 
 
 def test_repeats_cluster_by_item() -> None:
@@ -272,3 +311,18 @@ def test_a_verdict_of_checkpoints_says_so() -> None:
 def test_everything_is_json_able() -> None:
     found = compare(side({TASK: measured(1000)}), side({TASK: measured(900), OTHER: measured()}))
     json.dumps(dataclasses.asdict(found))
+
+
+def test_the_plan_takes_the_tasks_and_the_tolerance_of_the_comparison() -> None:
+    both, one = side({TASK: measured(), OTHER: measured()}), side({TASK: measured()})
+    assert planned_tasks([both], ()) == ({TASK: 400, OTHER: 400}, 2)
+    assert planned_tasks([both], [OTHER]) == ({OTHER: 400}, 1)
+    assert planned_tasks([both, one], ()) == ({TASK: 400}, 1)
+    assert planned_tasks([], [TASK, OTHER]) == ({}, 2)
+    with pytest.raises(UserError, match="--tasks"):
+        planned_tasks([one], [OTHER])
+    text = plan_text({"yours": 50}, Settings(tolerances={"acc": 0.03}), [0.2])
+    assert "must also exceed 3 points" in text
+    rows = {line.split("  ")[0].strip() or line.split()[0]: line.split()[-1] for line in text.partition("Items needed")[2].splitlines()[3:]}
+    assert rows["2"] == rows["3"] == "never" and int(rows["5"].replace(",", "")) >= 658
+    assert int(rows["none: passes"].replace(",", "")) < 15_700

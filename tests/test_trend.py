@@ -10,7 +10,7 @@ from PIL import Image
 
 from mr1_bench import stats
 from mr1_bench.reports import trend
-from mr1_bench.reports.regression import HistoryEntry
+from mr1_bench.reports.verdicts import HistoryEntry
 from tests.regressions import GR, VC, make_history
 
 
