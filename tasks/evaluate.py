@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mr1_bench import data, prompts, records, stats
+from mr1_bench import data, prompts, records, stats, vllm_setup
 from mr1_bench.errors import UserError
 from mr1_bench.grading import grade
 from mr1_bench.model_files import resolve_model
@@ -140,8 +140,8 @@ def _engine(checkpoint: Path, backend: str, more: str | None, verbose: bool) -> 
         if more:
             raise UserError(f"--vllm-args is for --backend vllm, not {backend}")
         return {}
-    arguments = vllm_backend.parse_arguments(more)
-    vllm_backend.version()
+    arguments = vllm_setup.parse_arguments(more)
+    vllm_setup.version()
     vllm_backend.prepare(verbose)
     return vllm_backend.facts(checkpoint, vllm_backend.engine_arguments(checkpoint, arguments))
 

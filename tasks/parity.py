@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mr1_bench import records, stats
+from mr1_bench import records, stats, vllm_setup
 from mr1_bench.errors import UserError
 from mr1_bench.grading import Score, grade
 from mr1_bench.model_files import resolve_model
@@ -228,8 +228,8 @@ def run(args: argparse.Namespace) -> int:
     """Run both engines, write the record, print it; 1 where the gate is not passed."""
     _check_arguments(args)
     spec = get_spec(args.task)
-    arguments = vllm_backend.parse_arguments(args.vllm_args)
-    version = vllm_backend.version()
+    arguments = vllm_setup.parse_arguments(args.vllm_args)
+    version = vllm_setup.version()
     checkpoint = resolve_model(args.model)
     items = read_items(spec.name, args.n)
     settings = vllm_backend.engine_arguments(checkpoint, arguments)

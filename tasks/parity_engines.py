@@ -20,6 +20,7 @@ from mr1_bench import data, prompts, records
 from mr1_bench.errors import UserError
 from mr1_bench.specs import get_spec
 from mr1_bench.tasks import vllm_backend
+from mr1_bench.vllm_setup import limited
 
 _ALTERNATIVES = 5  # log-probabilities a token of vLLM's: at a fork the other engine's token is nearly always among them
 
@@ -55,7 +56,7 @@ def run_vllm(request: dict[str, Any]) -> dict[str, Any]:
     vllm_backend.prepare()
     checkpoint = Path(request["checkpoint"])
     start = time.perf_counter()
-    with vllm_backend.limited(f"vLLM could not serve {checkpoint}: loading", request["limit_s"]):
+    with limited(f"vLLM could not serve {checkpoint}: loading", request["limit_s"]):
         from transformers import AutoProcessor
         from vllm import LLM, SamplingParams
 
@@ -66,7 +67,7 @@ def run_vllm(request: dict[str, Any]) -> dict[str, Any]:
     decoding = SamplingParams(
         temperature=0.0, max_tokens=request["max_new_tokens"], logprobs=_ALTERNATIVES, repetition_penalty=_penalty(checkpoint)
     )
-    with vllm_backend.limited("generation with vLLM", request["limit_s"]):
+    with limited("generation with vLLM", request["limit_s"]):
         inputs = [{"prompt": text, "multi_modal_data": {"image": image}} for text, image in zip(texts, images, strict=True)]
         outputs = engine.generate(inputs, decoding, use_tqdm=False)
     answers = []
@@ -94,7 +95,7 @@ def run_hf(request: dict[str, Any]) -> dict[str, Any]:
     transformers.logging.set_verbosity_error()
     other = json.loads(Path(request["vllm_file"]).read_text(encoding="utf-8"))["answers"]
     start = time.perf_counter()
-    with vllm_backend.limited(f"transformers could not load {request['checkpoint']}: loading", request["limit_s"]):
+    with limited(f"transformers could not load {request['checkpoint']}: loading", request["limit_s"]):
         processor = AutoProcessor.from_pretrained(request["checkpoint"], padding_side="left")
         model = AutoModelForImageTextToText.from_pretrained(request["checkpoint"], dtype="auto").to(request["device"]).eval()
     loaded = time.perf_counter()
@@ -102,7 +103,7 @@ def run_hf(request: dict[str, Any]) -> dict[str, Any]:
     ends = model.generation_config.eos_token_id
     ends = set(ends if isinstance(ends, list) else [ends])
     answers: list[dict[str, Any]] = []
-    with torch.inference_mode(), vllm_backend.limited("generation with transformers", request["limit_s"]):
+    with torch.inference_mode(), limited("generation with transformers", request["limit_s"]):
         for begin in range(0, len(texts), request["batch_size"]):
             part = slice(begin, begin + request["batch_size"])
             inputs = processor(text=texts[part], images=images[part], padding=True, return_tensors="pt").to(model.device)
@@ -112,7 +113,7 @@ def run_hf(request: dict[str, Any]) -> dict[str, Any]:
             for row, mask in zip(made.tolist(), inputs["attention_mask"].tolist(), strict=True):
                 answers.append({"prompt": row[width - sum(mask) : width], "tokens": _until_end(row[width:], ends)})
     generated = time.perf_counter()
-    with torch.inference_mode(), vllm_backend.limited("scoring with transformers", request["limit_s"]):
+    with torch.inference_mode(), limited("scoring with transformers", request["limit_s"]):
         for index, answer in enumerate(answers):
             inputs = processor(text=[texts[index]], images=[images[index]], return_tensors="pt").to(model.device)
             answer |= _score(model, inputs, other[index]["tokens"], answer["tokens"])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mr1_bench import vllm_setup
 from mr1_bench.errors import UserError
 from mr1_bench.model_files import embedded_model
 from mr1_bench.tasks import vllm_backend
@@ -54,9 +55,9 @@ def data_directory(tmp_path_factory, monkeypatch):
 
 
 def test_engine_arguments_are_read():
-    read = vllm_backend.parse_arguments("gpu_memory_utilization=0.5, max_model_len=8192,enforce_eager=True,kv_cache_dtype=fp8")
+    read = vllm_setup.parse_arguments("gpu_memory_utilization=0.5, max_model_len=8192,enforce_eager=True,kv_cache_dtype=fp8")
     assert read == {"gpu_memory_utilization": 0.5, "max_model_len": 8192, "enforce_eager": True, "kv_cache_dtype": "fp8"}
-    assert vllm_backend.parse_arguments(None) == {}
+    assert vllm_setup.parse_arguments(None) == {}
 
 
 def test_engine_computes_in_the_type_the_checkpoint_was_saved_in():
@@ -73,14 +74,14 @@ def test_a_checkpoints_own_repetition_penalty_is_passed_on(tmp_path):
 
 
 def test_a_wait_has_a_limit():
-    code = "import time\nfrom mr1_bench.tasks.vllm_backend import limited\nwith limited('loading', 0.2):\n    time.sleep(60)"
+    code = "import time\nfrom mr1_bench.vllm_setup import limited\nwith limited('loading', 0.2):\n    time.sleep(60)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert done.returncode == 2
     assert done.stderr == "mr1-bench: loading took longer than 0.2 s and was stopped; what was answered is kept\n"
 
 
 def test_a_refusal_is_one_line():
-    with pytest.raises(UserError, match=r"^loading failed: ValueError: no such architecture$"), vllm_backend.limited("loading", 60):
+    with pytest.raises(UserError, match=r"^loading failed: ValueError: no such architecture$"), vllm_setup.limited("loading", 60):
         raise ValueError("no such\n  architecture")
 
 
