@@ -53,7 +53,7 @@ def prepare(verbose: bool = False) -> None:
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if not verbose:
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "CRITICAL")  # its errors come to us as exceptions, and we say them in a line
 
 
 def parse_arguments(text: str | None, ours: Collection[str] = OURS) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def device_arguments(cuda: bool) -> dict[str, Any]:
 
 
 def _give_up(what: str, seconds: float) -> None:
-    print(f"mr1-bench: {what} took longer than {seconds:g} s and was stopped; what was answered is kept", file=sys.stderr, flush=True)
+    print(f"mr1-bench: {what} took longer than {seconds:g} s and was stopped; what was written is kept", file=sys.stderr, flush=True)
     os._exit(2)  # a thread cannot raise in the one that hangs, which may be inside a kernel
 
 

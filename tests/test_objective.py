@@ -85,3 +85,9 @@ def test_pieces_of_a_batch_weigh_as_the_whole():
         pieces = [objective.weights(part, kind, samples=3, tokens=6) for part in mask.split(2)]
         assert torch.equal(whole, torch.cat(pieces))
         assert float(whole.sum()) == pytest.approx(1)
+
+
+def test_importance_weights_are_cut_off():
+    trainer = torch.tensor([[math.log(0.5), math.log(0.3), math.log(0.9)]])
+    engine = torch.tensor([[math.log(0.4), math.log(0.6), math.log(0.1)]])
+    assert objective.importance(trainer, engine, 2.0).flatten().tolist() == pytest.approx([1.25, 0.5, 2.0])

@@ -15,6 +15,7 @@ from mr1_bench.trainers.batches import Processing
 from mr1_bench.trainers.clock import Clock
 from mr1_bench.trainers.config import GRPOConfig, SFTConfig
 from mr1_bench.trainers.items import Item
+from mr1_bench.trainers.mismatch import MismatchError
 from mr1_bench.trainers.models import Loaded
 from mr1_bench.trainers.prefix import Completions, completion_logprobs, encode_images, encode_prompt
 from mr1_bench.trainers.sft import SFT, target_text
@@ -221,6 +222,40 @@ def test_bias_corrected_kl_is_another_loss(drawn, logprobs, grpo_peer, peer_inpu
     assert abs(plain - corrected) > 100 * TOLERANCE
 
 
+def test_completions_of_another_engine(loaded, config, batch, drawn, advantages, logprobs, grpo_peer, peer_inputs, monkeypatch):
+    """The trainer's own update on completions that another engine drew, with TRL's correction for vLLM."""
+    beta, reference, engine = 0.04, nearby(logprobs, 3, 0.5), nearby(logprobs, 4, 0.5)
+    recorder = Recorder(copy.deepcopy(loaded.model))
+    policy = replace(loaded, model=recorder.model)
+    trainer = grpo.GRPO(policy, replace(config, importance_cap=1.5, mismatch_limit=0.0), recorder, lambda: nullcontext(loaded.model))
+    rollout = grpo.Rollout([drawn], [], [engine], [""] * len(drawn.ids), [], torch.zeros(3, GROUP), advantages.view(-1, GROUP))
+    means = trainer._update(batch, rollout, [reference], beta, 0.0, Clock(torch.device("cpu")))
+
+    monkeypatch.setattr(grpo_peer, "use_vllm", True)
+    grpo_peer.beta = beta
+    ratio = torch.exp((logprobs - engine) * drawn.mask).clamp(max=1.5)  # as TRL makes it of what vLLM returns
+    theirs = grpo_peer.compute_loss(grpo_peer.model, peer_inputs | {"ref_per_token_logps": reference, "importance_sampling_ratio": ratio})
+    theirs.backward()
+
+    assert grpo_peer.vllm_importance_sampling_correction
+    assert means["importance_capped_share"] > 0.05
+    assert means["mismatch"] == pytest.approx((logprobs - engine)[drawn.mask].abs().mean().item(), rel=1e-4)
+    assert abs(means["loss"] - theirs.item()) < TOLERANCE
+    assert_same_gradients(recorder.gradients[0], take_gradients(grpo_peer.model))
+
+
+def test_another_model_is_refused_before_the_weights_move(loaded, config, batch, drawn, advantages, logprobs):
+    recorder = Recorder(copy.deepcopy(loaded.model))
+    trainer = grpo.GRPO(replace(loaded, model=recorder.model), config, recorder, None)
+    rollout = grpo.Rollout(
+        [drawn], [], [nearby(logprobs, 4, 0.5)], [""] * len(drawn.ids), [], torch.zeros(3, GROUP), advantages.view(3, -1)
+    )
+    with pytest.raises(MismatchError, match=r"differ by 0\.\d+ nats a token on average .* more than --mismatch-limit 0\.1"):
+        trainer._update(batch, rollout, None, 0.0, LEARNING_RATE, Clock(torch.device("cpu")))
+    assert not recorder.gradients
+    assert not trainer.moved
+
+
 def test_two_inner_updates(loaded, config, batch, drawn, advantages, logprobs, grpo_peer, peer_inputs):
     """The trainer's own update, twice on one batch of completions: TRL's loss and gradients at both."""
     beta, reference = 0.04, nearby(logprobs, 3, 0.5)
@@ -229,7 +264,7 @@ def test_two_inner_updates(loaded, config, batch, drawn, advantages, logprobs, g
     trainer = grpo.GRPO(policy, replace(config, inner_updates=2), recorder, lambda: nullcontext(loaded.model))
     states = [trainer._policy.encode(part) for part in batch.parts]
     texts = [""] * len(drawn.ids)
-    rollout = grpo.Rollout([drawn], states, texts, [], torch.zeros(len(QUESTIONS), GROUP), advantages.view(-1, GROUP))
+    rollout = grpo.Rollout([drawn], states, None, texts, [], torch.zeros(len(QUESTIONS), GROUP), advantages.view(-1, GROUP))
     means = trainer._update(batch, rollout, [reference], beta, LEARNING_RATE, Clock(torch.device("cpu")))
 
     grpo_peer.beta = beta

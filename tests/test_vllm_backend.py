@@ -77,7 +77,7 @@ def test_a_wait_has_a_limit():
     code = "import time\nfrom mr1_bench.vllm_setup import limited\nwith limited('loading', 0.2):\n    time.sleep(60)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert done.returncode == 2
-    assert done.stderr == "mr1-bench: loading took longer than 0.2 s and was stopped; what was answered is kept\n"
+    assert done.stderr == "mr1-bench: loading took longer than 0.2 s and was stopped; what was written is kept\n"
 
 
 def test_a_refusal_is_one_line():

@@ -150,7 +150,7 @@ class Processing:
         self._placeholders = placeholders(processor)
         self._max_pixels = config.max_pixels if max_pixels is None else max_pixels
         if self._family:
-            self._size = _limit_size(processor.image_processor, self._max_pixels)
+            self._size = limit_size(processor.image_processor, self._max_pixels)
             self._pad = _pad_token(processor.tokenizer)
             self._levels = _Levels(processor.image_processor)
         self._cache = _Cache(cache_bytes)
@@ -249,7 +249,7 @@ def placeholders(processor: Any) -> tuple[str, ...]:
     return tuple(str(token) for token in found if token is not None)
 
 
-def _limit_size(image_processor: Any, max_pixels: int) -> dict[str, int]:
+def limit_size(image_processor: Any, max_pixels: int) -> dict[str, int]:
     """The image processor's own size limits, the upper one lowered to `max_pixels`."""
     low, high = image_processor.size["shortest_edge"], image_processor.size["longest_edge"]
     if max_pixels < low:

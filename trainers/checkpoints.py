@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 Status = Literal["finished", "stopped"]
 
-MAY_CHANGE = ("log_to", "stop_on_alarm", "keep")
+MAY_CHANGE = ("log_to", "stop_on_alarm", "keep", "vllm_url", "mismatch_limit")
 """Fields of the configuration that a resumed run may change, for they change no number of it. `out` may be spelled in another way."""
 
 _CHECKPOINTS, _STATE, _LOCK = "checkpoints", "trainer_state", ".lock"

@@ -74,6 +74,8 @@ _RULES: dict[str, _Rule] = {
     "inner_updates": _at_least(1),
     "clip": (lambda value: 0 < value < 1, "a number between 0 and 1"),
     "format_weight": _NOT_NEGATIVE,
+    "importance_cap": _POSITIVE,
+    "mismatch_limit": _NOT_NEGATIVE,
     "kl_horizon": (lambda value: 0 < value <= 1, "a share of the steps, above 0 and at most 1"),
 }
 """Each setting's own range; bounds of β are the KL weight's business."""
@@ -125,6 +127,7 @@ def check(config: TrainConfig) -> None:
     _check_sizes(config)
     if isinstance(config, GRPOConfig):
         _check_kl(config)
+        _check_rollout(config)
     if isinstance(config, SFTConfig) and config.hasty:
         _check_hasty(config)
 
@@ -175,6 +178,18 @@ def _check_kl(config: GRPOConfig) -> None:
             f"mr1-bench train grpo-d --kl-schedule {config.kl_schedule}"
         )
     KLWeight(config.kl_schedule, config.beta_min, config.beta_max, config.steps, config.kl_target)
+
+
+def _check_rollout(config: GRPOConfig) -> None:
+    if (config.rollout == "vllm-server") != bool(config.vllm_url):
+        missing = (
+            "the server's address is missing: add --vllm-url http://host:8000" if not config.vllm_url else "it is for --rollout vllm-server"
+        )
+        raise UserError(f"--rollout {config.rollout}{f' with --vllm-url {config.vllm_url}' if config.vllm_url else ''}: {missing}")
+    if config.vllm_args and config.rollout != "vllm":
+        raise UserError(
+            f"--vllm-args with --rollout {config.rollout}: it is for --rollout vllm; a server is given its settings when it starts"
+        )
 
 
 def check_here(config: TrainConfig) -> None:

@@ -57,6 +57,7 @@ class TrainConfig:
     freeze_vision: bool = _option(False, "do not train the vision tower")
     lora_rank: int = _option(0, "train low-rank adapters of this rank instead of all weights; 0: all weights")
     lora_alpha: int = _option(0, "scale of the adapters; 0: twice the rank")
+    engine: Literal["compact", "trl"] = _option("compact", "compact: one process; trl: TRL's trainers, on as many GPUs as are launched")
     device: str = _option("auto", "auto, cpu, cuda or cuda:N")
     trust_remote_code: bool = _option(False, "run code that comes with a model; only for models you trust")
 
@@ -102,6 +103,10 @@ class GRPOConfig(TrainConfig):
     kl_target: float = _option(0.05, "KL that the adaptive schedule steers to, nats a token")
     kl_estimator: KLEstimator = _option("k3", "estimator of the KL at a token")
 
-    rollout: Literal["auto", "shared", "plain"] = _option(
-        "auto", "shared: prompt and image once a group; plain: by transformers alone; auto: shared if possible"
+    rollout: Literal["auto", "shared", "plain", "vllm", "vllm-server"] = _option(
+        "auto", "shared: prompt and image once a group; plain: by transformers alone; auto: shared if possible; vllm: by vLLM"
     )
+    vllm_url: str = _option("", "address of the server of --rollout vllm-server, as in http://host:8000")
+    vllm_args: str = _option("", "settings of vLLM's engine, KEY=VALUE,..., as in gpu_memory_utilization=0.4")
+    importance_cap: float = _option(2.0, "vLLM's tokens are weighted by p_trainer / p_vllm, at most so much")
+    mismatch_limit: float = _option(0.1, "stop where log-probabilities of trainer and vLLM differ by more, nats a token; 0: never")

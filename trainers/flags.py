@@ -32,8 +32,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "data": ("data", "images", "level", "train_items", "target", "hasty", "seed"),
     "batch": ("steps", "prompts_per_step", "micro_prompts", "max_new_tokens", "max_prompt_tokens", "max_pixels"),
     "optimiser": ("lr", "lr_schedule", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm"),
-    "model": ("dtype", "gradient_checkpointing", "freeze_vision", "lora_rank", "lora_alpha", "device", "trust_remote_code"),
-    "GRPO": ("num_generations", "temperature", "inner_updates", "clip", "format_weight", "scale_advantages", "loss_mean", "rollout"),
+    "model": ("dtype", "gradient_checkpointing", "freeze_vision", "lora_rank", "lora_alpha", "engine", "device", "trust_remote_code"),
+    "GRPO": ("num_generations", "temperature", "inner_updates", "clip", "format_weight", "scale_advantages", "loss_mean"),
+    "rollout": ("rollout", "vllm_url", "vllm_args", "importance_cap", "mismatch_limit"),
     "KL": ("kl_schedule", "beta_min", "beta_max", "kl_horizon", "kl_target", "kl_estimator"),
     "evaluation and saving": ("eval_every", "eval_items", "save_every", "keep", "show_every", "log_to", "stop_on_alarm"),
 }

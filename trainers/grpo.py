@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mr1_bench.grading import Score, grade
-from mr1_bench.trainers import objective
+from mr1_bench.trainers import models, objective
 from mr1_bench.trainers.clock import Clock, seeded
 from mr1_bench.trainers.engine import Engine, make_engine, read_texts, stop_tokens
+from mr1_bench.trainers.mismatch import Mismatch
 from mr1_bench.trainers.optimizer import NonFiniteError
 from mr1_bench.trainers.schedule import KLWeight, adapt, beta_at
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from mr1_bench.trainers.models import Loaded
     from mr1_bench.trainers.optimizer import Optimizer
     from mr1_bench.trainers.prefix import Completions
+    from mr1_bench.trainers.vllm_rollout import Sampler
 
 Reference = Callable[[], AbstractContextManager["nn.Module"]]
 """Gives the frozen start of the policy for the length of a `with` block."""
@@ -53,10 +55,14 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """P*G completions and what they earned; completions and states lie in the batch's parts, samples run through all of them."""
+    """P*G completions and what they earned; completions and states lie in the batch's parts, samples run through all of them.
+
+    `engine` has the log-probabilities of another engine that drew them, None where the policy did, and `states` is empty then.
+    """
 
     completions: list[Completions]
     states: list[Any]
+    engine: list[Float[Tensor, "N T"]] | None
     texts: list[str]
     scores: list[Score]
     rewards_PG: Float[Tensor, "P G"]
@@ -82,7 +88,9 @@ def reward(score: Score, format_weight: float) -> float:
 class GRPO:
     """The training step. Between steps it keeps only the β that an adaptive schedule has reached."""
 
-    def __init__(self, loaded: Loaded, config: GRPOConfig, optimizer: Optimizer, reference: Reference | None) -> None:
+    def __init__(
+        self, loaded: Loaded, config: GRPOConfig, optimizer: Optimizer, reference: Reference | None, sampler: Sampler | None = None
+    ) -> None:
         """Prepare the engines.
 
         Args:
@@ -90,8 +98,10 @@ class GRPO:
             config: the settings.
             optimizer: moves the policy's weights.
             reference: gives the frozen start; None only where β is always 0.
+            sampler: draws the completions in place of the policy.
         """
-        self._loaded, self._config, self._optimizer, self._reference = loaded, config, optimizer, reference
+        self._loaded, self._config, self._optimizer = loaded, config, optimizer
+        self._reference, self._sampler = reference, sampler
         self._policy = self._engine(loaded.model)
         self._device = next(loaded.model.parameters()).device
         self._weight = kl_weight(config)
@@ -111,14 +121,18 @@ class GRPO:
 
         Raises:
             NonFiniteError: the loss or the gradient is NaN or infinite; that update has not touched the weights.
+            MismatchError: the engine that drew the completions is not the policy; the weights have not been touched.
         """
         self.moved = False
         clock = Clock(self._device)
         beta = beta_at(self._weight, step, self.adapted)
+        if self._sampler is not None:
+            with clock("push"):
+                self._sampler.push(models.weights(self._loaded))
         with clock("rollout"):
-            completions, states = self._sample(step, batch)
+            completions, states, engine = self._sample(step, batch)
         with clock("reward"):
-            rollout = self._grade(batch, completions, states)
+            rollout = self._grade(batch, completions, states, engine)
         with clock("reference"):
             references = self._reference_logprobs(batch, completions) if beta > 0 else None
         means = self._update(batch, rollout, references, beta, learning_rate, clock)
@@ -128,26 +142,30 @@ class GRPO:
         row["tokens_per_s"] = rollout.tokens / row["time_step"]
         return row, self._samples(batch, rollout)
 
-    def _sample(self, step: int, batch: Batch) -> tuple[list[Completions], list[Any]]:
+    def _sample(self, step: int, batch: Batch) -> tuple[list[Completions], list[Any], list[Float[Tensor, "N T"]] | None]:
         """Sample G completions after each prompt.
 
         The weights do not change before the first update. So a batch of one part keeps the gradient graph of this prompt pass for it.
         """
         config = self._config
+        if self._sampler is not None:
+            drawn = [self._sampler.sample(part, step) for part in batch.parts]
+            return [one.completions for one in drawn], [], [one.logprobs for one in drawn]
         generator = seeded(self._device, config.seed, step, "rollout")
         with torch.set_grad_enabled(len(batch.parts) == 1):
             states = [self._policy.encode(part) for part in batch.parts]
         limits: dict[str, Any] = {"max_new_tokens": config.max_new_tokens, "temperature": config.temperature}
-        return [self._policy.sample(state, config.num_generations, **limits, generator=generator) for state in states], states
+        return [self._policy.sample(state, config.num_generations, **limits, generator=generator) for state in states], states, None
 
-    def _grade(self, batch: Batch, completions: list[Completions], states: list[Any]) -> Rollout:
+    def _grade(self, batch: Batch, completions: list[Completions], states: list[Any], engine: list[Float[Tensor, "N T"]] | None) -> Rollout:
         """Reward each completion, and compare it with its group."""
         config = self._config
         texts = [text for drawn in completions for text in read_texts(self._loaded.processor, drawn)]
         items = _repeat(batch.items, config.num_generations)
         scores = [grade(item.spec, item.gold, text) for item, text in zip(items, texts, strict=True)]
         rewards_PG = torch.tensor([reward(score, config.format_weight) for score in scores]).view(-1, config.num_generations)
-        return Rollout(completions, states, texts, scores, rewards_PG, objective.advantages(rewards_PG, scaled=config.scale_advantages))
+        advantages_PG = objective.advantages(rewards_PG, scaled=config.scale_advantages)
+        return Rollout(completions, states, engine, texts, scores, rewards_PG, advantages_PG)
 
     @torch.no_grad()
     def _reference_logprobs(self, batch: Batch, completions: list[Completions]) -> list[Float[Tensor, "N T"]]:
@@ -174,16 +192,21 @@ class GRPO:
         samples, tokens = len(rollout.texts), rollout.tokens
         advantages = rollout.advantages_PG.flatten().to(self._device).split([len(drawn.ids) for drawn in rollout.completions])
         old: list[Float[Tensor, "N T"]] = []
+        mismatch = Mismatch(rollout.engine, config.importance_cap) if rollout.engine else None
         sums = dict.fromkeys(("loss", "grad_norm", "entropy", "clip_share") + (("kl",) if references else ()), 0.0)
         for update in range(config.inner_updates):
             for index, (part, drawn) in enumerate(zip(batch.parts, rollout.completions, strict=True)):
                 with clock("policy"):
-                    reuse = update == 0 and len(batch.parts) == 1
+                    reuse = update == 0 and len(rollout.states) == 1
                     state = rollout.states[index] if reuse else self._policy.encode(part)
                     logprobs, entropies = self._policy.logprobs(state, drawn, temperature=config.temperature)
                     if update == 0:
                         old.append(logprobs.detach())
+                        if mismatch:
+                            mismatch.add(old[index], drawn.mask)
                     loss_NT, clipped = objective.surrogate(logprobs, old[index], advantages[index], config.clip)
+                    if mismatch:
+                        loss_NT = loss_NT * mismatch.weights[index]
                     sums["entropy"] += _total(entropies, drawn) / tokens
                     sums["clip_share"] += _total(clipped, drawn) / tokens
                     if references:
@@ -197,10 +220,12 @@ class GRPO:
                 with clock("backward"):
                     loss.backward()
             rollout.states.clear()
+            if mismatch:
+                mismatch.check(config.mismatch_limit)
             with clock("optimizer"):
                 sums["grad_norm"] += self._optimizer.step(learning_rate)
             self.moved = True
-        return {name: value / config.inner_updates for name, value in sums.items()}
+        return {name: value / config.inner_updates for name, value in sums.items()} | (mismatch.metrics() if mismatch else {})
 
     def _metrics(self, rollout: Rollout) -> dict[str, float]:
         limit, (stop, _) = self._config.max_new_tokens, stop_tokens(self._loaded)

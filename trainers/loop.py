@@ -11,18 +11,20 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mr1_bench import prompts
 from mr1_bench.errors import UserError
 from mr1_bench.records import code_sha256, sha256_json
 from mr1_bench.tables import print_table
-from mr1_bench.trainers import alarms, batches, checkpoints, evaluation, memory, models
+from mr1_bench.trainers import alarms, batches, checkpoints, evaluation, memory, models, vllm_rollout
 from mr1_bench.trainers.config import GRPOConfig, SFTConfig, TrainConfig
 from mr1_bench.trainers.engine import make_engine
 from mr1_bench.trainers.grpo import GRPO, Sample
 from mr1_bench.trainers.items import Item, batch_indices, open_items, stored_data, task_specs
 from mr1_bench.trainers.metrics import MetricsLog, Row, read_rows
+from mr1_bench.trainers.mismatch import MismatchError
 from mr1_bench.trainers.optimizer import NonFiniteError, Optimizer, learning_rate
 from mr1_bench.trainers.sft import SFT
 
@@ -37,7 +39,7 @@ _SHOWN = 4  # sampled completions kept each time
 
 
 @dataclass(frozen=True, slots=True)
-class _Sets:
+class Sets:
     """The items of a run. Every choice is made on `validation`; `test` is only reported."""
 
     train: Sequence[Item]
@@ -54,19 +56,20 @@ def train(config: TrainConfig) -> int:
     Raises:
         UserError: the configuration, the model, the data or the run folder cannot be used; nothing has been changed.
     """
-    sets = _Sets(*(open_items(config, split) for split in ("train", "validation", "test")))
+    sets = Sets(*(open_items(config, split) for split in ("train", "validation", "test")))
     loaded = models.load(config)
-    run = _Run(config, loaded, sets)
-    run.check_memory()
-    resumed = checkpoints.open_run(config, identity(config, loaded))
-    try:
-        run.start()
-        run.check_space()
-        if resumed is not None:
-            run.restore(*checkpoints.load_state(resumed))
-        return run.to_the_end()
-    finally:
-        checkpoints.close_run(config.out)
+    with vllm_rollout.opened(loaded, config) as sampler:
+        run = Run(config, loaded, sets)
+        run.check_memory()
+        resumed = checkpoints.open_run(config, identity(config, loaded))
+        try:
+            run.start(sampler)
+            run.check_space()
+            if resumed is not None:
+                run.restore(*checkpoints.load_state(resumed))
+            return run.to_the_end()
+        finally:
+            checkpoints.close_run(config.out)
 
 
 def identity(config: TrainConfig, loaded: Loaded) -> dict[str, Any]:
@@ -82,10 +85,10 @@ def identity(config: TrainConfig, loaded: Loaded) -> dict[str, Any]:
     }
 
 
-class _Run:
+class Run:
     """A run under way: what it steps, what it writes, and how far it is."""
 
-    def __init__(self, config: TrainConfig, loaded: Loaded, sets: _Sets) -> None:
+    def __init__(self, config: TrainConfig, loaded: Loaded, sets: Sets) -> None:
         self._config, self._loaded, self._sets = config, loaded, sets
         self._device = next(loaded.model.parameters()).device
         self._processing = batches.Processing(loaded.processor, loaded.model, config)
@@ -99,10 +102,13 @@ class _Run:
         """Print what the run needs, and refuse one that cannot fit; the first batch shows how long prompts are."""
         first = self._batch(0)
         prompt = max((part.prompts.ids.shape[1] for part in first.parts if part.prompts), default=None)
-        shared = self._loaded.shares and getattr(self._config, "rollout", "auto") != "plain"
-        needed = memory.estimate(memory.workload(self._loaded.model, self._config, shared=shared, prompt_tokens=prompt))
+        needed = memory.estimate(self._workload(prompt))
         print(needed.table(), file=sys.stderr)
         memory.require(needed, memory.available_memory(self._device))
+
+    def _workload(self, prompt_tokens: int | None) -> memory.Workload:
+        shared = self._loaded.shares and getattr(self._config, "rollout", "auto") != "plain"
+        return memory.workload(self._loaded.model, self._config, shared=shared, prompt_tokens=prompt_tokens)
 
     def check_space(self) -> None:
         """Refuse to begin where the disk has no room for a checkpoint: the weights, and the optimiser's weights and two moments.
@@ -113,13 +119,13 @@ class _Run:
         trainable = sum(parameter.numel() for parameter in self._loaded.model.parameters() if parameter.requires_grad)
         checkpoints.require_space(self._config.out, self._export_bytes() + 12 * trainable)
 
-    def start(self) -> None:
+    def start(self, sampler: vllm_rollout.Sampler | None) -> None:
         """Make what the steps need: the optimiser, and the frozen start of the policy before anything moves it."""
         config, loaded = self._config, self._loaded
         self._optimizer = Optimizer(loaded.model, config)
         if isinstance(config, GRPOConfig):
             reference = models.make_reference(loaded) if config.beta_max > 0 else None
-            self._trainer: GRPO | SFT = GRPO(loaded, config, self._optimizer, reference)
+            self._trainer: GRPO | SFT = GRPO(loaded, config, self._optimizer, reference, sampler)
         else:
             assert isinstance(config, SFTConfig)
             self._trainer = SFT(loaded, config, self._optimizer)
@@ -142,12 +148,17 @@ class _Run:
             with batches.Prefetch(self._batch, steps, pin=self._device.type == "cuda") as ready:
                 for step in steps:
                     started = time.perf_counter()
-                    batch = self._next_batch(ready)
-                    waited = time.perf_counter() - started
                     try:
+                        batch = next(ready)
+                        waited = time.perf_counter() - started
                         row, samples = self._trainer.step(step, batch, learning_rate(config, step))
                     except NonFiniteError as error:
                         return self._stop(log, f"step {step + 1}: {error}. {alarms.not_finite(config)}", intact=not self._trainer.moved)
+                    except MismatchError as error:
+                        return self._stop(log, f"step {step + 1}: {error}")
+                    except UserError:  # a sample that cannot be used, or vLLM gone; what was learned before it is kept
+                        self._save()
+                        raise
                     self._done = step + 1
                     log.append({"step": self._done} | row | {"time_data": waited})
                     raised = self._after_step(log, samples)
@@ -181,13 +192,6 @@ class _Run:
             self._save()
         return raised
 
-    def _next_batch(self, ready: batches.Prefetch) -> batches.Batch:
-        try:
-            return next(ready)
-        except UserError:  # a sample that cannot be used; what was learned before it is kept
-            self._save()
-            raise
-
     def _stop(self, log: MetricsLog, why: str, *, intact: bool = True) -> int:
         """Keep what there is, say why, and end early. Weights that an unfinished step has moved are not kept."""
         if intact:
@@ -203,11 +207,15 @@ class _Run:
             held_out = getattr(self._sets, split)
             if not held_out or self._done in self._evaluations(split):
                 continue
-            answers = evaluation.evaluate(self._loaded, self._answerer, self._held_out_processing, held_out, self._config.max_new_tokens)
+            answers = self._answer(split)
             row: dict[str, Any] = {"step": self._done, "split": split, "items": len(held_out)}
             log.append_eval(row | {"accuracy": answers.accuracy, "format": answers.format})
             shares = f"accuracy {100 * answers.accuracy:.1f} %, format {100 * answers.format:.1f} %"
             log.note(f"step {self._done}: {split} {shares}, n {len(held_out)}")
+
+    def _answer(self, split: str) -> evaluation.HeldOut:
+        held_out = getattr(self._sets, split)
+        return evaluation.evaluate(self._loaded, self._answerer, self._held_out_processing, held_out, self._config.max_new_tokens)
 
     def _evaluations(self, split: str = "validation") -> dict[int, Row]:
         """Evaluations of a split so far, by step."""
@@ -218,12 +226,13 @@ class _Run:
         if self._saved == self._done:
             return
         evaluated = self._evaluations().get(self._done)
+        tensors, adapted = self._state()
         checkpoints.save(
             self._config,
             self._done,
-            lambda folder: models.export(self._loaded, folder),
-            self._optimizer.tensors(),
-            {"step": self._done, "adapted": self._trainer.adapted if isinstance(self._trainer, GRPO) else None},
+            self._export,
+            tensors,
+            {"step": self._done, "adapted": adapted},
             {
                 "task": ",".join(dict.fromkeys(spec.name for spec in task_specs(self._config))),
                 "val_accuracy": evaluated["accuracy"] if evaluated else None,
@@ -231,6 +240,13 @@ class _Run:
             export_bytes=self._export_bytes(),
         )
         self._saved = self._done
+
+    def _state(self) -> tuple[dict[str, Tensor], float | None]:
+        """What a checkpoint keeps of the optimiser and of an adaptive β."""
+        return self._optimizer.tensors(), self._trainer.adapted if isinstance(self._trainer, GRPO) else None
+
+    def _export(self, folder: Path) -> None:
+        models.export(self._loaded, folder)
 
     def _export_bytes(self) -> int:
         return sum(parameter.nbytes for parameter in self._loaded.model.parameters())

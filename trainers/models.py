@@ -350,7 +350,7 @@ def _adapters_off(loaded: Loaded) -> Iterator[nn.Module]:
 # Checkpoints
 
 
-def export(loaded: Loaded, folder: Path) -> None:
+def export(loaded: Loaded, folder: Path, gathered: dict[str, Tensor] | None = None) -> None:
     """Write the model as it is now in the Hugging Face form; the model in memory stays bitwise what it is.
 
     With adapters the weights are written with them merged in, each rounded once, and the adapters by themselves to `folder/adapter`.
@@ -358,14 +358,20 @@ def export(loaded: Loaded, folder: Path) -> None:
     Args:
         loaded: the model.
         folder: an existing or new folder; files in it are overwritten.
+        gathered: the weights, where they are not the model's own: collected from the processes that share them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if loaded.peft is None:
-        loaded.model.save_pretrained(folder, safe_serialization=True)
+        loaded.model.save_pretrained(folder, safe_serialization=True, state_dict=gathered)
     else:
-        loaded.model.save_pretrained(folder, safe_serialization=True, state_dict=_merged(loaded.model))
+        loaded.model.save_pretrained(folder, safe_serialization=True, state_dict=weights(loaded))
         loaded.peft.save_pretrained(folder / "adapter", safe_serialization=True)
     loaded.processor.save_pretrained(folder)
+
+
+def weights(loaded: Loaded) -> dict[str, Tensor]:
+    """The weights as they are now, under the names that a checkpoint has them, adapters merged in."""
+    return loaded.model.state_dict() if loaded.peft is None else _merged(loaded.model)
 
 
 @torch.no_grad()

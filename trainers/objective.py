@@ -57,6 +57,14 @@ def surrogate(
     return -torch.minimum(free, held), held < free
 
 
+def importance(trainer_NT: Float[Tensor, "N T"], engine_NT: Float[Tensor, "N T"], cap: float) -> Float[Tensor, "N T"]:
+    """Truncated importance weights: min(p_trainer / p_engine, cap) at each token that another engine drew with the same weights.
+
+    Source: F. Yao and others, "Your efficient RL framework secretly brings you off-policy RL training" (2025).
+    """
+    return (trainer_NT - engine_NT).exp().clamp(max=cap)
+
+
 def weights(mask_NT: Bool[Tensor, "N T"], aggregation: Aggregation, *, samples: int, tokens: int) -> Float[Tensor, "N T"]:
     """Weight of each token in the mean, so that a batch may be summed in pieces.
 

@@ -12,7 +12,7 @@ E a head's width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -78,6 +78,14 @@ class Completions:
 
     ids: Int[Tensor, "N T"]
     mask: Bool[Tensor, "N T"]
+
+    @classmethod
+    def join(cls, rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> Completions:
+        """Completions from lists of tokens."""
+        longest = max(map(len, rows))
+        ids = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows], device=device)
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        return cls(ids, torch.arange(longest, device=device) < lengths[:, None])
 
     @property
     def lengths(self) -> Int[Tensor, " N"]:

@@ -9,8 +9,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from mr1_bench import prompts
 from mr1_bench.errors import UserError
 from mr1_bench.synth import hasty
@@ -107,7 +105,4 @@ class SFT:
         tokenizer, limit = self._loaded.processor.tokenizer, self._config.max_new_tokens
         texts = [target_text(item, self._config.target, self._hasty) for item in items]
         rows = [[*ids, self._stop[0]][:limit] for ids in tokenizer(texts, add_special_tokens=False).input_ids]
-        longest = max(map(len, rows))
-        ids = torch.tensor([row + [self._pad] * (longest - len(row)) for row in rows], device=self._device)
-        lengths = torch.tensor([len(row) for row in rows], device=self._device)
-        return Completions(ids, torch.arange(longest, device=self._device) < lengths[:, None])
+        return Completions.join(rows, self._pad, self._device)
