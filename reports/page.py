@@ -20,7 +20,7 @@ from mr1_bench.reports import page_text
 from mr1_bench.reports.analysis import WHY_TWO_GRADERS, Findings
 from mr1_bench.reports.figures import Figure
 from mr1_bench.reports.page_frame import POLICY, environment, write_assets
-from mr1_bench.reports.page_views import comparison_groups, facts, gain_rows, glance, matrix_groups, run_view
+from mr1_bench.reports.page_views import comparison_groups, gain_rows, glance, matrix_groups, parity_view, run_view
 from mr1_bench.reports.provenance import Places, provenance
 from mr1_bench.reports.study import Study
 from mr1_bench.specs import GROUPS
@@ -139,7 +139,7 @@ def write_page(
             figures_of=placed,
             gallery=gallery,
             contents=_contents(study, findings, placed, gallery is not None),
-            parity=[facts(places.value(record)) for record in study.parity],
+            parity=[parity_view(places.value(record)) for record in study.parity],
             missing=[{"name": one.name, "folder": places.name(one.folder), "why": places.clean(one.why)} for one in study.missing],
             runs=[run_view(provenance(run, places), ids[run.name]) for run in study.runs],
             anchor=lambda name: ids.get(name, "runs"),

@@ -34,6 +34,33 @@ def facts(pairs: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return shown
 
 
+def parity_view(record: Mapping[str, Any]) -> dict[str, Any]:
+    """One record of `mr1-bench parity`: all its facts, and, where it is whole, the row of the table that compares the engines."""
+    view: dict[str, Any] = {"facts": facts(record), "row": None}
+    try:
+        counts = {name: (record[name]["identical"], record[name]["of"]) for name in ("texts", "answers")}
+        accuracy, apart = record["accuracy"], record["log-probability difference"]
+        numbers = [accuracy[key] for key in ("vllm", "hf", "difference", "low", "high", "McNemar p")]
+        numbers += [apart["mean size"], apart["largest"]]
+        if not all(isinstance(number, int | float) for number in (*numbers, *counts["texts"], *counts["answers"])):
+            return view
+        view["row"] = {
+            "model": record["model"]["path"],
+            "task": record["task"],
+            "n": record["items"],
+            "verdict": record["gate"]["verdict"],
+            "accuracy": accuracy,
+            "p": accuracy["McNemar p"],
+            "mean": f"{apart['mean size']:.1e}",
+            "largest": f"{apart['largest']:.1e}",
+            "worst": list(dict(record["worst items"]).items()),
+            **counts,
+        }
+    except (KeyError, TypeError, ValueError):
+        pass  # of another version: its facts are shown as they are
+    return view
+
+
 def _made_by(known: Mapping[str, Any]) -> dict[str, Any]:
     return {"commit": known["commit"], "code": known["code_sha256"], "packages": known["packages"], "when (UTC)": known["when"]}
 

@@ -402,3 +402,28 @@ def test_paper_has_the_report_without_the_gallery(moved: Path, tmp_path: Path) -
     browser.print_pdf(moved, out, tmp_path / "browser")
     pages = re.findall(rb"/Type\s*/Page\b", out.read_bytes())
     assert 4 <= len(pages) <= 25
+
+
+def test_parity_records_become_a_row_each_and_odd_ones_a_list(study, tmp_path):
+    whole = {
+        "model": {"path": NASTY},
+        "task": "mr1_gr_synth",
+        "gate": {"verdict": "passed"},
+        "items": 48,
+        "texts": {"identical": 47, "of": 48},
+        "answers": {"identical": 48, "of": 48},
+        "accuracy": {"vllm": 0.4375, "hf": 0.4583, "difference": -0.0208, "low": -0.11, "high": 0.04, "McNemar p": 1.0},
+        "log-probability difference": {"mean size": 3.4e-08, "largest": 2.9e-06},
+        "worst items": {"gr-7": f"token 5: {NASTY}"},
+    }
+    odd = [{"differing": 2}, whole | {"accuracy": None}, whole | {"texts": {"identical": "47", "of": 48}}, whole | {"worst items": 3}]
+    study = dataclasses.replace(study, parity=(whole, *odd))
+    page = write_page(tmp_path, study, report.analyse(study), [], None, Places([]), ["One.", "Two."]).read_text(encoding="utf-8")
+    section = page[page.index('<section id="parity">') :]
+    section = section[: section.index("</section>")]
+    assert section.count("<tbody><tr>") == 1
+    row = section[section.index("<tbody>") : section.index("</tbody>")]
+    for shown in ("47 of 48", "48 of 48", "43.8 %", "45.8 %", "−2.1", "[−11.0, +4.0]", "3.4e-08", "2.9e-06", "gate: passed"):
+        assert shown in row
+    assert section.count("A record of another version") == len(odd)
+    assert NASTY not in section
