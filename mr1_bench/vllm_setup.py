@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -21,8 +21,8 @@ CHUNK_LIMIT_S = 3600.0
 """Longest wait for the answers to one chunk of requests, in seconds."""
 
 _CPU_KV_CACHE_BYTES = 2 << 30
-OURS = ("model", "seed", "batch_size", "max_new_tokens", "trust_remote_code")
-"""Arguments of vLLM that an evaluation decides itself."""
+OURS = {"model": "--model"} | dict.fromkeys(("seed", "batch_size", "max_new_tokens", "trust_remote_code"), "mr1-bench itself")
+"""Arguments of vLLM that an evaluation decides itself, and by what."""
 
 # What vLLM and PyTorch raise for a checkpoint or a setting that they cannot work with: there is no common class.
 _REFUSALS = (ValueError, TypeError, RuntimeError, KeyError, AttributeError, AssertionError, OSError, ImportError)
@@ -56,12 +56,12 @@ def prepare(verbose: bool = False) -> None:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "CRITICAL")  # its errors come to us as exceptions, and we say them in a line
 
 
-def parse_arguments(text: str | None, ours: Collection[str] = OURS) -> dict[str, Any]:
+def parse_arguments(text: str | None, ours: Mapping[str, str] = OURS) -> dict[str, Any]:
     """Read `key=value,…` into engine arguments; numbers and true/false as such, all else as text.
 
     Args:
         text: what `--vllm-args` says.
-        ours: arguments that the command decides itself.
+        ours: arguments that the command decides itself, and by what.
 
     Raises:
         UserError: a part is no `key=value`, or sets what the command decides itself.
@@ -72,7 +72,7 @@ def parse_arguments(text: str | None, ours: Collection[str] = OURS) -> dict[str,
         if not equals or not key.isidentifier():
             raise UserError(f"--vllm-args: {part!r} is not KEY=VALUE, as in gpu_memory_utilization=0.5,max_model_len=8192")
         if key in ours:
-            raise UserError(f"--vllm-args: {key} is decided by mr1-bench itself; leave it out")
+            raise UserError(f"--vllm-args: {key} is decided by {ours[key]}; leave it out")
         try:
             arguments[key] = json.loads(value.lower() if value in ("True", "False") else value)
         except json.JSONDecodeError:
@@ -101,8 +101,10 @@ def limited(what: str, seconds: float) -> Iterator[None]:
     timer.start()
     try:
         yield
-    except _REFUSALS as error:
-        raise UserError(f"{what} failed: {one_line(error)}") from error
+    except Exception as error:
+        if isinstance(error, _REFUSALS) or type(error).__module__.partition(".")[0] == "vllm":
+            raise UserError(f"{what} failed: {one_line(error)}") from error
+        raise
     finally:
         timer.cancel()
 

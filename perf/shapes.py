@@ -64,6 +64,7 @@ SHAPES = {
     "small": Shape(64, 2, 192, 4, 2, 64, 1, 4, 341, 56, 13),
     "medium": Shape(128, 4, 384, 4, 2, 96, 2, 4, 341, 56, 32),
     "large": Shape(128, 4, 384, 4, 2, 96, 2, 4, 341, 112, 64),
+    "wide": Shape(512, 8, 1536, 8, 2, 256, 4, 4, 341, 112, 32),  # where the products outweigh what surrounds them
     # Prompts of about 300 and 1300 tokens: 225 and 1225 of them are the image's, 28 x 28 pixels each.
     "qwen2-vl-2b": Shape(1536, 28, 8960, 12, 2, 1280, 32, 16, 151936, 420, 200, 8, 8, 480),
     "qwen2-vl-2b-long": Shape(1536, 28, 8960, 12, 2, 1280, 32, 16, 151936, 980, 200, 8, 8, 480),

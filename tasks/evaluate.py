@@ -25,9 +25,10 @@ from mr1_bench.model_files import resolve_model
 from mr1_bench.source import commit
 from mr1_bench.specs import GROUPS, SPECS, TaskSpec, expand, get_spec
 from mr1_bench.tables import percent, print_table
-from mr1_bench.tasks import embedded, harness, peak_memory, vllm_backend
+from mr1_bench.tasks import embedded, harness, peak_memory, ranks, vllm_backend
 from mr1_bench.tasks.harness import EvalConfig
 from mr1_bench.tasks.journal import Answer, Journal
+from mr1_bench.tasks.ranks import Ranks
 
 HELP = "Evaluate a checkpoint with lmms-eval, resumably, and write a run record."
 
@@ -111,9 +112,13 @@ def choose_device(device: str | None) -> str:
     return device
 
 
-def _make_config(args: argparse.Namespace, backend: str) -> EvalConfig:
+def _make_config(args: argparse.Namespace, backend: str, crew: Ranks) -> EvalConfig:
     """Return the whole configuration; an option that the backend would ignore is refused, so that the record never claims it."""
     if backend in _HF_BACKENDS.values():
+        if crew.world > 1 and args.device is None:
+            ranks.take_gpus(crew, 1)
+        elif crew.world > 1 and args.device != "cpu":
+            raise UserError(f"--device {args.device} with {crew.world} processes: leave it out, each takes a GPU of its own, or say cpu")
         device, max_pixels = choose_device(args.device), args.max_pixels or NO_PIXEL_CAP
     else:
         device, max_pixels = args.device, args.max_pixels
@@ -134,14 +139,16 @@ def _make_config(args: argparse.Namespace, backend: str) -> EvalConfig:
     )
 
 
-def _engine(checkpoint: Path, backend: str, more: str | None, verbose: bool) -> dict[str, Any]:
+def _engine(checkpoint: Path, backend: str, more: str | None, verbose: bool, crew: Ranks) -> dict[str, Any]:
     """Return what else decides the answers: vLLM's version and settings; for other backends the configuration says all."""
     if backend != "vllm":
         if more:
             raise UserError(f"--vllm-args is for --backend vllm, not {backend}")
         return {}
     arguments = vllm_setup.parse_arguments(more)
+    gpus = vllm_backend.gpus(arguments)
     vllm_setup.version()
+    ranks.take_gpus(crew, gpus)
     vllm_backend.prepare(verbose)
     return vllm_backend.facts(checkpoint, vllm_backend.engine_arguments(checkpoint, arguments))
 
@@ -291,16 +298,37 @@ def _read_previous(folder: Path) -> tuple[dict[str, Any] | None, str]:
     return run, why_not_whole(folder, run)
 
 
+def _find_complete(folder: Path, identity: str, code: str) -> dict[str, Any] | None:
+    """The record in a folder where nothing is left to do; raises where the folder is another's."""
+    if not (folder / "run.json").is_file():
+        if not (folder / "journal.jsonl").is_file() and any(folder.glob("*_results.json")):
+            raise UserError(f"{folder} holds results that mr1-bench eval did not write; choose another --name or --out")
+        return None
+    previous, damage = _read_previous(folder)
+    if previous is not None and previous.get("identity") != identity:
+        what = "other weights, data, prompt, decoding or versions"
+        raise UserError(f"{folder} holds another evaluation ({what}); choose another --name or --out")
+    if previous is not None and not damage and previous.get("code_sha256") == code:
+        return previous
+    print(f"{damage or 'mr1-bench has changed since'}: grading the same answers again", file=sys.stderr)
+    return None
+
+
 def run(args: argparse.Namespace) -> int:
-    """Evaluate one checkpoint; print the table and where the record is."""
+    """Evaluate one checkpoint; print the table and where the record is. Under a launcher its processes share the work."""
+    crew = ranks.join()
+    return crew.run(lambda: _run(args, crew))
+
+
+def _run(args: argparse.Namespace, crew: Ranks) -> int:
     _check_arguments(args)
     names = expand(args.tasks)
     if not names:
         raise UserError("--tasks names no task")
     harness.quiet(args.verbose)
     checkpoint = resolve_model(args.model)
-    config = _make_config(args, _choose_backend(args.backend, checkpoint))
-    engine = _engine(checkpoint, config.backend, args.vllm_args, args.verbose)
+    config = _make_config(args, _choose_backend(args.backend, checkpoint), crew)
+    engine = _engine(checkpoint, config.backend, args.vllm_args, args.verbose, crew)
     training = records.training_of(checkpoint)
     weights = records.checkpoint_sha256(checkpoint)
     facts = {name: _task_facts(get_spec(name), config) for name in names if name in _OUR_NAMES}
@@ -313,21 +341,20 @@ def run(args: argparse.Namespace) -> int:
     settings = {key: value for key, value in asdict(config).items() if key not in ("model", "tasks")}
     decisive = {"checkpoint": weights, "tasks": facts, "settings": settings, "packages": versions}
     identity = records.sha256_json(decisive | ({"engine": engine} if engine else {}))
+    crew.agree("weights, data, prompts, settings or versions", identity)
     code = records.code_sha256()
     folder = args.out / "eval" / (args.name or f"{'+'.join(part.strip() for part in args.tasks.split(','))[:60]}-{identity[:8]}")
-    if (folder / "run.json").is_file():
-        previous, damage = _read_previous(folder)
-        if previous is not None and previous.get("identity") != identity:
-            raise UserError(
-                f"{folder} holds another evaluation (other weights, data, prompt, decoding or versions); choose another --name or --out"
-            )
-        if previous is not None and not damage and previous.get("code_sha256") == code:
+    complete = _find_complete(folder, identity, code) if crew.first else None
+    if crew.tell("state", "complete" if complete else "open") == "complete":
+        if complete:
             print("already complete, nothing to do\n", file=sys.stderr)
-            _print_results(previous, folder)
-            return 0
-        print(f"{damage or 'mr1-bench has changed since'}: grading the same answers again", file=sys.stderr)
-    elif not (folder / "journal.jsonl").is_file() and any(folder.glob("*_results.json")):
-        raise UserError(f"{folder} holds results that mr1-bench eval did not write; choose another --name or --out")
+            _print_results(complete, folder)
+        return 0
+    arguments = _model_arguments(checkpoint, config, engine)
+    manager = manager or harness.open_tasks(names, args.include_path)
+    if not crew.first:
+        harness.evaluate(manager, names, config, arguments, folder, None, crew)
+        return 0
 
     start = time.perf_counter()
     memory_shows = peak_memory.begin(config.device)
@@ -335,8 +362,7 @@ def run(args: argparse.Namespace) -> int:
     with Journal(folder / "journal.jsonl", identity) as journal:
         # Of a killed run, or of an earlier version of the graders; kept until the new record stands.
         superseded = [*folder.glob("*_results.json"), *folder.glob("*_samples_*.jsonl")]
-        manager = manager or harness.open_tasks(names, args.include_path)
-        outcome = harness.evaluate(manager, names, config, _model_arguments(checkpoint, config, engine), folder, journal)
+        outcome = harness.evaluate(manager, names, config, arguments, folder, journal, crew)
         entries = _entries(outcome, facts, names, config)
         tokens = sum(answer["tokens"] for answer in outcome.answers.values())
         results_file = f"{outcome.stamp}_results.json"
@@ -364,6 +390,7 @@ def run(args: argparse.Namespace) -> int:
             "answers": {"total": len(outcome.answers), "made_in_this_run": outcome.made},
             "tokens": tokens,
             "tokens_per_s": round(tokens / outcome.seconds, 1) if all_made_now else None,
+            "processes": crew.world,
             "peak_memory_bytes": peak_memory.peak(str(config.device)) if memory_shows and all_made_now else None,
         }
         records.write_json(folder / "run.json", record)

@@ -25,6 +25,7 @@ from mr1_bench.errors import UserError
 from mr1_bench.specs import SPECS
 from mr1_bench.tasks import vllm_backend
 from mr1_bench.tasks.journal import Answer, Journal, journaled
+from mr1_bench.tasks.ranks import Ranks, ShareDone
 
 _CHUNK_BATCHES = 4  # batches between two writes of the journal
 
@@ -169,12 +170,21 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def evaluate(
-    manager: Any, names: Sequence[str], config: EvalConfig, model_arguments: dict[str, Any], folder: Path, journal: Journal
+    manager: Any,
+    names: Sequence[str],
+    config: EvalConfig,
+    model_arguments: dict[str, Any],
+    folder: Path,
+    journal: Journal | None,
+    ranks: Ranks,
 ) -> Outcome:
     """Evaluate a model on tasks and write lmms-eval's results and samples into a folder.
 
+    A process without a journal makes its share of the answers and writes nothing.
+
     Raises:
         UserError: lmms-eval has no such model, or could not write its files.
+        ShareDone: there is no journal, and this process's share is done.
     """
     import lmms_eval.models
     from lmms_eval.evaluator import simple_evaluate
@@ -188,7 +198,7 @@ def evaluate(
     model = vllm_backend.load(Path(model_arguments["model"]), make) if on_vllm else make()
     tokenizer = getattr(model, "tokenizer", None)
     logger.disable("lmms_eval.evaluator")  # it warns of the sampling settings that we pass on purpose
-    with _Progress() as progress:
+    with _Progress(shown=ranks.first) as progress:
         generate = journaled(
             model.generate_until,
             journal,
@@ -196,6 +206,7 @@ def evaluate(
             seed_all=functools.partial(_seed_everything, config.seed),
             count_tokens=lambda text: len(tokenizer.encode(text)) if tokenizer is not None else 0,
             advance=progress.advance,
+            ranks=ranks,
         )
         model.generate_until = progress.watch(generate)
         tracker = EvaluationTracker(output_path=str(folder))
@@ -218,8 +229,8 @@ def evaluate(
             datetime_str=stamp,
             verbosity="ERROR",
         )
-    if results is None:
-        raise UserError("lmms-eval returned no results on this rank; run mr1-bench eval in a single process")
+    if journal is None:  # tasks without generation: the first process does those alone
+        raise ShareDone
     samples = {task: [dict(row) for row in rows] for task, rows in results["samples"].items()}
     tracker.general_config_tracker.model_source = config.backend  # it holds the model itself and would copy it whole, which vLLM's refuses
     _write_files(tracker, results, folder, stamp)
@@ -252,7 +263,7 @@ def _seed_everything(seed: int, text: str) -> None:
 class _Progress:
     """A progress bar on a terminal, a line every tenth elsewhere, and the time and number of answers made."""
 
-    def __init__(self) -> None:
+    def __init__(self, shown: bool) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -260,7 +271,8 @@ class _Progress:
         self.seconds = 0.0
         console = Console(stderr=True)
         columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left")]
-        self._bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+        self._bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not (shown and console.is_terminal))
+        self._lines = shown and self._bar.disable
         self._task = self._bar.add_task("generating", total=None)
 
     def __enter__(self) -> _Progress:
@@ -275,7 +287,7 @@ class _Progress:
         self.made += 0 if cached else count
         before, self.done = 10 * self.done // self.total, self.done + count
         self._bar.advance(self._task, count)
-        if self._bar.disable and 10 * self.done // self.total > before:
+        if self._lines and 10 * self.done // self.total > before:
             print(f"generated {self.done} of {self.total}", file=sys.stderr, flush=True)
 
     def watch(self, generate: Callable[[Sequence[Any]], list[str]]) -> Callable[[Sequence[Any]], list[str]]:

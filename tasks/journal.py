@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import json
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mr1_bench.errors import UserError
+from mr1_bench.tasks.ranks import Ranks, ShareDone
 
 Answer = dict[str, Any]
 """`{"text": str, "tokens": int}`: an answer and its length in tokens."""
@@ -91,45 +94,74 @@ class Journal:
         self._file.close()
 
 
+def _keys(requests: Sequence[Any]) -> list[str]:
+    seen: Counter[int] = Counter()
+    keys = []
+    for request in requests:
+        keys.append(request_key(request, seen[id(request)]))
+        seen[id(request)] += 1
+    return keys
+
+
+def _by_task(requests: Sequence[Any]) -> list[list[Any]]:
+    """Split requests where the task changes: lmms-eval's qwen2_vl takes the pictures of a batch all from the task of its first request."""
+    return [list(alike) for _, alike in itertools.groupby(requests, key=lambda request: request.task_name)]
+
+
 def journaled(
     generate: Callable[[Sequence[Any]], list[str]],
-    journal: Journal,
+    journal: Journal | None,
     *,
     chunk: int,
     seed_all: Callable[[str], None],
     count_tokens: Callable[[str], int],
     advance: Callable[[int, bool], None],
+    ranks: Ranks | None = None,
 ) -> Callable[[Sequence[Any]], list[str]]:
     """Wrap a model's `generate_until`: answers come from the journal where it has them, and go there as they are made.
 
-    Requests are answered in fixed chunks, each with a random state of its own, so that an evaluation that was interrupted, sampled or
-    greedy, gives the answers of one that was not.
+    Requests are answered in fixed chunks, each with a random state of its own, so that an evaluation that was interrupted or shared among
+    processes, sampled or greedy, gives the answers of one that was not.
 
     Args:
         generate: answers some requests, in order.
-        journal: where answers are kept.
+        journal: where answers are kept; None in a process that hands its answers to the first one.
         chunk: requests a call of `generate`.
         seed_all: seeds every random generator from a text.
         count_tokens: length of an answer in tokens.
         advance: called after each chunk with its size and whether it came from the journal.
+        ranks: the processes among which the chunks are divided.
+
+    Raises:
+        ShareDone: by what is returned, where there is no journal and this process's share is done.
     """
     from lmms_eval.api.instance import unwrap_generation_output
 
+    ranks = ranks or Ranks()
+    lock = threading.Lock()
+
+    def keep(_: int, answers: dict[str, Answer]) -> None:
+        if journal is not None:
+            with lock:
+                journal.add(answers)
+                advance(len(answers), False)
+
     def generate_until(requests: Sequence[Any]) -> list[str]:
-        seen: Counter[int] = Counter()
-        keys = []
-        for request in requests:
-            keys.append(request_key(request, seen[id(request)]))
-            seen[id(request)] += 1
-        for start in range(0, len(requests), chunk):
-            part = keys[start : start + chunk]
-            if not all(key in journal.answers for key in part):
-                seed_all(part[0])
-                texts = [unwrap_generation_output(output)[0] for output in generate(requests[start : start + chunk])]
-                journal.add({key: {"text": text, "tokens": count_tokens(text)} for key, text in zip(part, texts, strict=True)})
-                advance(len(part), False)
-            else:
-                advance(len(part), True)
+        keys = _keys(requests)
+        parts = [keys[start : start + chunk] for start in range(0, len(keys), chunk)]
+        ranks.agree("questions and prompts", hashlib.sha256("\n".join(keys).encode()).hexdigest())
+        known = journal.answers if journal is not None else {}
+        missing = [number for number, part in enumerate(parts) if not all(key in known for key in part)]
+        for number in set(range(len(parts))).difference(missing):
+            advance(len(parts[number]), True)
+        for number in ranks.divide(missing, keep):
+            part = parts[number]
+            seed_all(part[0])
+            outputs = [one for alike in _by_task(requests[number * chunk : number * chunk + len(part)]) for one in generate(alike)]
+            texts = [unwrap_generation_output(output)[0] for output in outputs]
+            ranks.hand_in(number, {key: {"text": text, "tokens": count_tokens(text)} for key, text in zip(part, texts, strict=True)})
+        if journal is None:
+            raise ShareDone
         return [str(journal.answers[key]["text"]) for key in keys]
 
     return generate_until

@@ -70,6 +70,7 @@ def run_vllm(request: dict[str, Any]) -> dict[str, Any]:
     with limited("generation with vLLM", request["limit_s"]):
         inputs = [{"prompt": text, "multi_modal_data": {"image": image}} for text, image in zip(texts, images, strict=True)]
         outputs = engine.generate(inputs, decoding, use_tqdm=False)
+        vllm_backend.refuse_cut_answers(outputs, request["max_new_tokens"])
     answers = []
     for output in outputs:
         answer = output.outputs[0]

@@ -7,13 +7,13 @@ functions only: it takes long, and most installations have none.
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mr1_bench import records, vllm_setup
+from mr1_bench.errors import UserError
 from mr1_bench.vllm_setup import CHUNK_LIMIT_S, LOAD_LIMIT_S, limited
 
 
@@ -23,6 +23,24 @@ def prepare(verbose: bool = False) -> None:
     # lmms-eval's qwen2_vl sends JPEG of quality 85; its vllm would send PNG.
     os.environ.setdefault("LMMS_IMAGE_ENCODE_FORMAT", "JPEG")
     os.environ.setdefault("LMMS_IMAGE_JPEG_QUALITY", "85")
+
+
+def gpus(arguments: Mapping[str, Any]) -> int:
+    """Return how many GPUs the engine of one process takes.
+
+    Raises:
+        UserError: a parallel size is no number from 1, or data parallelism is asked of one engine.
+    """
+    if arguments.get("data_parallel_size", 1) != 1:  # vLLM has none within a process, and lmms-eval's refusal of it comes late
+        raise UserError(
+            f"--vllm-args data_parallel_size={arguments['data_parallel_size']}: start as many processes instead, each with an engine of "
+            "its own: accelerate launch --num_processes N -m mr1_bench eval …"
+        )
+    sizes = [arguments.get(name, 1) for name in ("tensor_parallel_size", "pipeline_parallel_size")]
+    for size in sizes:
+        if not isinstance(size, int) or size < 1:
+            raise UserError(f"--vllm-args: {size!r} as a parallel size; expected a whole number from 1")
+    return int(sizes[0] * sizes[1])
 
 
 def engine_arguments(checkpoint: Path, more: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,6 +80,21 @@ def facts(checkpoint: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def refuse_cut_answers(outputs: Sequence[Any], limit: int) -> None:
+    """Refuse answers that end before their limit because vLLM's context was full: they would be graded as if the model had stopped there.
+
+    Raises:
+        UserError: there are some.
+    """
+    answers = [output.outputs[0] for output in outputs]
+    cut = sum(answer.finish_reason == "length" and len(answer.token_ids) < limit for answer in answers)
+    if cut:
+        raise UserError(
+            f"{cut} of {len(answers)} answers were cut off by vLLM's max_model_len before the {limit} tokens that are allowed: raise it, or "
+            "make images smaller; nothing of them was kept"
+        )
+
+
 def load(checkpoint: Path, make: Callable[[], Any]) -> Any:
     """Return lmms-eval's model on vLLM.
 
@@ -75,7 +108,15 @@ def load(checkpoint: Path, make: Callable[[], Any]) -> Any:
     with limited(f"vLLM could not serve {checkpoint}: loading", LOAD_LIMIT_S):
         model = make()
     model.tokenizer = model.client.get_tokenizer()
-    model.client.chat = functools.partial(model.client.chat, use_tqdm=False)  # it divides by the time that a silenced bar does not keep
+    chat = model.client.chat
+
+    def whole_answers(messages: Any, sampling_params: Any, **more: Any) -> Any:
+        # Its own bar divides by the time that a silenced bar does not keep.
+        outputs = chat(messages, sampling_params, **more | {"use_tqdm": False})
+        refuse_cut_answers(outputs, sampling_params.max_tokens)
+        return outputs
+
+    model.client.chat = whole_answers
     generate = model.generate_until
 
     def generate_until(requests: Sequence[Any]) -> Any:

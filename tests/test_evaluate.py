@@ -320,6 +320,23 @@ def test_journal_cut_in_the_middle_of_a_line(tmp_path):
         assert (len(asked) == 6) == (cut <= first_answers_end)  # what was written whole is not asked again
 
 
+def test_no_batch_holds_two_tasks(tmp_path):
+    """lmms-eval's qwen2_vl takes the pictures of a batch all from the task of its first request."""
+    requests = [Request(i, f"prompt {i}") for i in range(7)]
+    for request in requests[3:]:
+        request.task_name = "u"
+    calls = []
+
+    def generate(part):
+        calls.append([(request.task_name, request.doc_id) for request in part])
+        return [f"answer {request.doc_id}" for request in part]
+
+    journal = Journal(tmp_path / "journal.jsonl", "identity")
+    settings = {"seed_all": lambda text: None, "count_tokens": len, "advance": lambda count, cached: None}
+    assert journaled(generate, journal, chunk=4, **settings)(requests) == [f"answer {i}" for i in range(7)]
+    assert calls == [[("t", 0), ("t", 1), ("t", 2)], [("u", 3)], [("u", 4), ("u", 5), ("u", 6)]]
+
+
 def test_journal_never_serves_another_prompt_or_identity(tmp_path):
     from mr1_bench.errors import UserError
 

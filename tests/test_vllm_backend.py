@@ -161,6 +161,15 @@ def test_a_checkpoint_that_vllm_cannot_load_is_refused_in_one_line(broken, tmp_p
 
 @pytest.mark.vllm
 @needs_vllm
+def test_answers_cut_off_by_a_full_context_are_refused(tmp_path):
+    """Else they would be graded, and the run would end as if all were well."""
+    done = evaluate(tmp_path / "out", "--limit", "8", "--vllm-args", "max_model_len=112")
+    assert done.returncode == 2, done.stderr
+    assert "cut off by vLLM's max_model_len" in our_line(done)
+
+
+@pytest.mark.vllm
+@needs_vllm
 def test_too_small_a_cache_is_refused_in_one_line(tmp_path):
     done = evaluate(tmp_path / "out", "--limit", "1", "--vllm-args", "kv_cache_memory_bytes=1000000")
     assert done.returncode == 2, done.stderr

@@ -14,9 +14,10 @@ from importlib.util import find_spec
 
 import pytest
 
+from mr1_bench import vllm_setup
 from mr1_bench.errors import UserError
 from mr1_bench.model_files import embedded_model
-from mr1_bench.trainers import checks, flags
+from mr1_bench.trainers import checks, flags, vllm_rollout
 
 needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed here: make test-vllm")
 ENVIRONMENT = os.environ | {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
@@ -57,6 +58,9 @@ def wait_for(condition, seconds, process):
         ({"rollout": "vllm-server"}, "the server's address is missing: add --vllm-url"),
         ({"rollout": "vllm", "vllm_url": "http://host:8000"}, "it is for --rollout vllm-server"),
         ({"vllm_args": "max_num_seqs=4"}, "it is for --rollout vllm;"),
+        ({"rollout": "vllm-server", "vllm_url": "http://host:8000/v1"}, "expected an address without a path"),
+        ({"rollout": "vllm-server", "vllm_url": "host:8000"}, "expected an address without a path"),
+        ({"rollout": "vllm", "device": "cuda:1"}, "set CUDA_VISIBLE_DEVICES=1"),
         ({"importance_cap": 0.0}, "--importance-cap 0.0"),
         ({"mismatch_limit": -1.0}, "--mismatch-limit -1.0"),
     ],
@@ -64,6 +68,11 @@ def wait_for(condition, seconds, process):
 def test_settings_that_contradict_each_other_are_refused(settings, message, tmp_path):
     with pytest.raises(UserError, match=message):
         checks.check(flags.resolve("grpo-d", {}, settings | {"task": "gr-synth", "model": "tiny", "out": tmp_path}))
+
+
+def test_what_training_decides_is_refused_by_the_name_of_its_flag():
+    with pytest.raises(UserError, match=r"max_model_len is decided by --max-prompt-tokens and --max-new-tokens"):
+        vllm_setup.parse_arguments("max_model_len=300", vllm_rollout.SETTINGS)
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed here")
@@ -81,6 +90,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from mr1_bench import images
+from mr1_bench.errors import UserError
 from mr1_bench.trainers import flags, models, vllm_rollout
 from mr1_bench.trainers.batches import Processing
 from mr1_bench.trainers.engine import make_engine
@@ -93,7 +103,7 @@ def settings(**more):
 
 def compare(sampler, loaded, config, part):
     sampler.push(models.weights(loaded))
-    drawn = sampler.sample(part, 5)
+    (drawn,) = sampler.sample([part], 5)
     engine = make_engine(loaded, loaded.model)
     with torch.no_grad():
         ours, _ = engine.logprobs(engine.encode(part), drawn.completions, temperature=config.temperature)
@@ -112,9 +122,11 @@ items = [replace(item, image_bytes=images.encode_png(picture)) for item, picture
 part = Processing(loaded.processor, loaded.model, config)(items).parts[0]
 with vllm_rollout.opened(loaded, config) as sampler:
     first = compare(sampler, loaded, config, part)
-    again = sampler.sample(part, 5)
+    (again,) = sampler.sample([part], 5)
     assert torch.equal(first.completions.ids, again.completions.ids) and torch.equal(first.logprobs, again.logprobs)
-    assert not torch.equal(first.completions.ids, sampler.sample(part, 6).completions.ids)
+    other, twice = sampler.sample([part, part], 6)
+    assert not torch.equal(first.completions.ids, other.completions.ids)
+    assert not torch.equal(other.completions.ids, twice.completions.ids)  # the same items again, drawn anew
     with torch.no_grad():  # every weight moves, the vision tower's too: whatever a cache kept would be seen
         for parameter in loaded.model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())) * parameter.std() * 0.1)
@@ -127,6 +139,15 @@ with vllm_rollout.opened(loaded, config) as sampler:
             if "lora_B" in name:
                 parameter.normal_(std=0.05, generator=torch.Generator().manual_seed(1))
     compare(sampler, adapted, adapted_config, part)
+    sampler._complete = False
+    some = {name: value for name, value in models.weights(loaded).items() if "visual" not in name}
+    try:
+        sampler.push(some)
+    except UserError as error:
+        assert "vLLM did not take" in str(error) and "visual" in str(error), error
+    else:
+        raise AssertionError("a push without the vision tower was taken for whole")
+    compare(sampler, loaded, config, part)
     text = {"prompt": part.texts[0], "multi_modal_data": {"image": items[0].image.convert("RGB")}}
     (output,) = sampler._engine.generate([text], use_tqdm=False)
     assert output.num_cached_tokens >= 32, output.num_cached_tokens  # the group's prompt lies in the cache
@@ -197,12 +218,18 @@ def on_server(url):
 def test_a_server_draws_what_the_engine_beside_the_trainer_draws_and_its_death_loses_nothing(tmp_path):
     """Both ways of using vLLM give the same run, though one of them is killed and resumed; then what goes wrong with a server."""
     with server(tmp_path) as (process, url):
+        killed = subprocess.Popen(
+            command(tmp_path / "killed", *on_server(url), "--steps", "500"), env=ENVIRONMENT, stderr=subprocess.DEVNULL
+        )
+        wait_for((tmp_path / "killed" / "last" / "run.json").exists, RUN_LIMIT_S, killed)
+        killed.kill()  # at any moment, perhaps amid a transfer of weights: the server serves the next
+        killed.wait()
         whole = train(tmp_path / "server", *on_server(url))
         assert whole.returncode == 0, whole.stderr
         strict = train(tmp_path / "strict", *on_server(url), "--mismatch-limit", "1e-12")
         assert strict.returncode == 3, strict.stderr
         assert "log-probabilities of trainer and vLLM differ by" in strict.stderr
-        assert "No step was completed" in strict.stderr or (tmp_path / "strict" / "last").exists()
+        assert "No step was completed" in strict.stderr or json.loads((tmp_path / "strict/last/run.json").read_text())["step"] == 0
 
         orphan = subprocess.Popen(
             command(tmp_path / "orphan", *on_server(url), "--steps", "500"), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
@@ -220,7 +247,7 @@ def test_a_server_draws_what_the_engine_beside_the_trainer_draws_and_its_death_l
     nobody = train(tmp_path / "nobody", *on_server(url))
     assert nobody.returncode == 2
     assert "no vLLM server answers at" in our_line(nobody)
-    assert not (tmp_path / "nobody").exists()
+    assert not (tmp_path / "nobody" / "last").exists()
 
     beside = ["--rollout", "vllm"]
     killed = subprocess.Popen(command(tmp_path / "beside", *beside), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
@@ -242,4 +269,4 @@ def test_too_small_a_cache_is_refused_in_one_line(tmp_path):
     assert done.returncode == 2
     assert "could not serve tiny" in our_line(done)
     assert "KV cache" in our_line(done)
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "last").exists()

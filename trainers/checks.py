@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mr1_bench import data
+from mr1_bench import data, vllm_setup
 from mr1_bench.errors import UserError
 from mr1_bench.specs import LEVELS, TaskSpec, UnknownTaskError, get_spec
 from mr1_bench.synth import hasty
@@ -186,6 +186,13 @@ def _check_rollout(config: GRPOConfig) -> None:
             "the server's address is missing: add --vllm-url http://host:8000" if not config.vllm_url else "it is for --rollout vllm-server"
         )
         raise UserError(f"--rollout {config.rollout}{f' with --vllm-url {config.vllm_url}' if config.vllm_url else ''}: {missing}")
+    if config.vllm_url and not re.fullmatch(r"https?://[^/\s]+(:\d{1,5})?/?", config.vllm_url):
+        raise UserError(f"--vllm-url {config.vllm_url}: expected an address without a path, as in http://host:8000")
+    if config.rollout == "vllm" and config.device.startswith("cuda:") and config.device != "cuda:0":
+        number = config.device.removeprefix("cuda:")
+        raise UserError(
+            f"--device {config.device} with --rollout vllm: vLLM takes the first GPU it sees; set CUDA_VISIBLE_DEVICES={number}"
+        )
     if config.vllm_args and config.rollout != "vllm":
         raise UserError(
             f"--vllm-args with --rollout {config.rollout}: it is for --rollout vllm; a server is given its settings when it starts"
@@ -210,6 +217,8 @@ def check_here(config: TrainConfig) -> None:
                 data.parquet_path(spec.data, "train")
     if config.lora_rank:
         _need("peft", "lora", f"--lora-rank {config.lora_rank}")
+    if getattr(config, "rollout", "auto") in ("vllm", "vllm-server"):
+        vllm_setup.version()
     if config.log_to != "none":
         _need(config.log_to, config.log_to, f"--log-to {config.log_to}")
 

@@ -149,7 +149,7 @@ class GRPO:
         """
         config = self._config
         if self._sampler is not None:
-            drawn = [self._sampler.sample(part, step) for part in batch.parts]
+            drawn = self._sampler.sample(batch.parts, step)
             return [one.completions for one in drawn], [], [one.logprobs for one in drawn]
         generator = seeded(self._device, config.seed, step, "rollout")
         with torch.set_grad_enabled(len(batch.parts) == 1):
@@ -220,7 +220,7 @@ class GRPO:
                 with clock("backward"):
                     loss.backward()
             rollout.states.clear()
-            if mismatch:
+            if mismatch and update == 0:
                 mismatch.check(config.mismatch_limit)
             with clock("optimizer"):
                 sums["grad_norm"] += self._optimizer.step(learning_rate)

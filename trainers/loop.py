@@ -58,18 +58,18 @@ def train(config: TrainConfig) -> int:
     """
     sets = Sets(*(open_items(config, split) for split in ("train", "validation", "test")))
     loaded = models.load(config)
-    with vllm_rollout.opened(loaded, config) as sampler:
-        run = Run(config, loaded, sets)
-        run.check_memory()
-        resumed = checkpoints.open_run(config, identity(config, loaded))
-        try:
+    run = Run(config, loaded, sets)
+    run.check_memory()
+    resumed = checkpoints.open_run(config, identity(config, loaded))
+    try:
+        run.check_space()
+        with vllm_rollout.opened(loaded, config) as sampler:  # a server serves one trainer: only who has the folder may ask for it
             run.start(sampler)
-            run.check_space()
             if resumed is not None:
                 run.restore(*checkpoints.load_state(resumed))
             return run.to_the_end()
-        finally:
-            checkpoints.close_run(config.out)
+    finally:
+        checkpoints.close_run(config.out)
 
 
 def identity(config: TrainConfig, loaded: Loaded) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class Run:
         prompt = max((part.prompts.ids.shape[1] for part in first.parts if part.prompts), default=None)
         needed = memory.estimate(self._workload(prompt))
         print(needed.table(), file=sys.stderr)
-        memory.require(needed, memory.available_memory(self._device))
+        memory.require(needed, memory.available_memory(self._device) - vllm_rollout.reserved_memory(self._config, self._device))
 
     def _workload(self, prompt_tokens: int | None) -> memory.Workload:
         shared = self._loaded.shares and getattr(self._config, "rollout", "auto") != "plain"

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
+
 from mr1_bench.trainers import objective
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ class Mismatch:
         difference = (trainer_NT - engine_NT)[mask_NT].abs()
         self.weights.append(weights)
         self._sum += float(difference.sum())
-        self._largest = max(self._largest, float(difference.max()))
+        self._largest = float(torch.maximum(torch.tensor(self._largest), difference.max().cpu()))  # NaN stays NaN
         self._capped += int((weights[mask_NT] >= self._cap).sum())
         self._tokens += len(difference)
 

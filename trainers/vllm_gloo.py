@@ -7,7 +7,7 @@ not know training.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any, ClassVar, Self
@@ -23,6 +23,7 @@ from vllm.distributed.weight_transfer.nccl_engine import (
 
 from mr1_bench.trainers.vllm_plugin import BACKEND
 
+_REFUSAL_S = 3.0  # in which a server that was not started for this says so
 _LIMIT = timedelta(seconds=120)  # of a rendezvous or of one tensor's broadcast
 
 
@@ -86,6 +87,9 @@ class GlooTrainerWeightTransferEngine(NCCLTrainerWeightTransferEngine):
         waiting = ThreadPoolExecutor(max_workers=1)
         try:
             joined = waiting.submit(client.init_weight_transfer_engine, worker)
+            wait([joined], timeout=_REFUSAL_S)
+            if joined.done():  # the workers cannot have met us yet: it is a refusal, and nobody would come
+                joined.result()
             engine._group = _meet(init_info, 0)
             joined.result()
         finally:

@@ -5,6 +5,8 @@ vLLM calls it in each of its processes, with or without training, so it imports 
 
 from __future__ import annotations
 
+import contextlib
+
 BACKEND = "mr1_gloo"
 """The transfer's name in `--weight-transfer-config`."""
 
@@ -20,5 +22,5 @@ def register() -> None:
         (WeightTransferEngineFactory, "GlooWeightTransferEngine"),
         (WeightTransferTrainerFactory, "GlooTrainerWeightTransferEngine"),
     ):
-        if BACKEND not in kind._registry:
+        with contextlib.suppress(ValueError):  # it is known already
             kind.register_engine(BACKEND, module, engine)
