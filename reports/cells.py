@@ -34,7 +34,7 @@ _EXACT_EVALUATION = {"repeats": 1, "temperature": 0.0, "top_p": 1.0, "seed": 0, 
 _DECIDE_NOTHING = frozenset({"model", *_BOOKKEEPING}) - {"seed", "method", "task", "eval_every", "eval_items"}
 """Settings that a finished training may have had otherwise: they decide no weights, or are judged by the hash of what they name."""
 
-Status = Literal["done", "new", "resume", "evaluate", "redo", "differs", "busy"]
+Status = Literal["done", "new", "resume", "evaluate", "redo", "differs", "busy", "held"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class State:
     Attributes:
         status: `done`; `new`, nothing is there; `resume`, training goes on; `evaluate`, only the evaluation is missing; `redo`, what is
             there is damaged, or the beginning of another run, and has to make room; `differs`, it is another run, and finished, so that
-            it makes room only where that is asked for; `busy`, another process is at it.
+            it makes room only where that is asked for; `busy`, another process is at it; `held`, a queue's job of an earlier start is.
         why: for people, with what was seen.
         folder: where it is done; None otherwise.
     """
@@ -130,7 +130,7 @@ def look(folder: Path, wanted: Wanted) -> State:
 def _look_at_training(folder: Path, wanted: Wanted) -> State | None:
     """How far training is; None when it is complete."""
     path = folder / "run.json"
-    if _is_locked(folder):
+    if is_locked(folder / ".lock"):
         return State("busy", f"another process is training in {folder}")
     if not path.is_file():
         others = sorted(one.name for one in folder.iterdir() if one.name not in _OURS) if folder.is_dir() else []
@@ -188,9 +188,8 @@ def _first_difference(run: Mapping[str, Any], wanted: Wanted, *, but: frozenset[
     return ""
 
 
-def _is_locked(folder: Path) -> bool:
-    """Whether a process is training in a folder."""
-    path = folder / ".lock"
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock of a training, or of an evaluation's journal."""
     if not path.is_file():
         return False
     with path.open("r") as file:

@@ -57,6 +57,15 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
+class Resources:
+    """What a cell needs of the node of a cluster that it runs on."""
+
+    cpus: int
+    gpus: int
+    memory_gib: float
+
+
+@dataclass(frozen=True, slots=True)
 class Preset:
     """What a preset file says.
 
@@ -75,6 +84,7 @@ class Preset:
         schedules: KL schedules side by side, each with settings of its own.
         schedule_seeds: seeds of these.
         cost: estimates.
+        resources: what a cell declares on a cluster.
         drop_state: remove the optimiser's state of finished trainings.
     """
 
@@ -93,6 +103,7 @@ class Preset:
     schedules: Mapping[str, Mapping[str, Any]]
     schedule_seeds: tuple[int, ...]
     cost: Cost
+    resources: Resources
     drop_state: bool
 
 
@@ -141,6 +152,7 @@ def read_preset(path: Path) -> Preset:
         schedules=_read_schedules(table.inner("schedules", {})),
         schedule_seeds=table.inner("schedules", {}).seeds("seeds", ()),
         cost=_read_cost(table.inner("cost")),
+        resources=_read_resources(table.inner("resources", {}), 0 if content.get("device") == "cpu" else 1),
         drop_state=table.switch("drop_state"),
     )
     table.refuse_rest()
@@ -182,6 +194,12 @@ def _read_cost(table: _Table) -> Cost:
     return Cost(table.number("cell"), table.number("item"), step)
 
 
+def _read_resources(table: _Table, gpus: int) -> Resources:
+    """What a preset says, or else what the tiny model takes on a CPU, and a cell on a GPU at least."""
+    memory = table.number("memory_gib", "GiB") if "memory_gib" in table.content else 2.0 + 14.0 * gpus
+    return Resources(table.whole("cpus", 1, 1), table.whole("gpus", 0, gpus), memory)
+
+
 class _Table:
     """A TOML table that is taken apart key by key, so that what nobody has taken is a mistake and can be named."""
 
@@ -213,10 +231,10 @@ class _Table:
             raise UserError(f"{self.where}: {key} = {value!r}; expected true or false")
         return value
 
-    def number(self, key: str) -> float:
-        value = float(self._read(key, (int, float), "a number of seconds", ...))
+    def number(self, key: str, of: str = "seconds") -> float:
+        value = float(self._read(key, (int, float), f"a number of {of}", ...))
         if not 0 <= value < float("inf"):
-            raise UserError(f"{self.where}: {key} = {value}; expected a number of seconds")
+            raise UserError(f"{self.where}: {key} = {value}; expected a number of {of}")
         return value
 
     def whole(self, key: str, least: int, default: Any = ...) -> Any:

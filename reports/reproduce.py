@@ -10,16 +10,18 @@ import argparse
 import fcntl
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mr1_bench import cli, data, records
 from mr1_bench.errors import UserError
 from mr1_bench.model_files import EMBEDDED, resolve_model
 from mr1_bench.reports import cells as on_disk
+from mr1_bench.reports import executors
 from mr1_bench.reports.cells import State, Wanted
+from mr1_bench.reports.executors import Executor
 from mr1_bench.reports.grid import Cell, describe, longest_first, make_grid
 from mr1_bench.reports.grid_progress import GridProgress, in_words, time_left
 from mr1_bench.reports.preset import Preset, find_preset, shipped
@@ -66,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="take cells that were run elsewhere from here, as they are (DIR/NAME or DIR/cells/NAME); may be given several times",
     )
     parser.add_argument("--redo", action="store_true", help="do finished cells again whose settings, data or code are not today's")
+    executors.add_arguments(parser)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,30 +87,39 @@ def run(args: argparse.Namespace) -> int:
     for folder in args.also:
         if not folder.is_dir():
             raise UserError(f"--also {folder} is not a folder")
+    executors.check_arguments(args)
     preset = find_preset(args.preset)
-    grid = make_grid(preset, args.out, args.model)
-    _check_out(args.out, preset, grid)
+    out: Path = args.out if args.executor == "local" else args.out.resolve()
+    grid = make_grid(preset, out, args.model)
+    _check_out(out, preset, grid)
     if args.plan:
         planned, known = _plan_as_far_as_known(grid, args.also)
         _print_plan(preset, planned, known)
         if known:
-            _say(planned, args.workers or (_worker_count("cpu", None) if preset.device == "cpu" else 1), args.out)
+            _say(planned, args.workers or (_worker_count("cpu", None) if preset.device == "cpu" else 1), out)
         return 0
-    workers = _worker_count(preset.device, args.workers)
+    workers = _worker_count(preset.device, args.workers) if args.executor == "local" else 0
     weights = _check_here(grid)
-    with _only_one(args.out):
-        _check_out(args.out, preset, grid)
-        planned = [_plan(cell, on_disk.want(cell, weights), args.also) for cell in grid]
+    with _executor(args, out, preset, workers) as executor, _only_one(out):
+        _check_out(out, preset, grid)
+        executors.recover(out, executor.held)
+        planned = [_wait_for(executor.held, _plan(cell, on_disk.want(cell, weights), args.also)) for cell in grid]
         if not args.redo:
-            _refuse_others(planned, args.out)
-        records.write_json(args.out / _RECORD, _record(preset, grid))
-        failed = _run_missing(planned, args.out, workers, preset)
+            _refuse_others(planned, out)
+        records.write_json(out / _RECORD, _record(preset, grid))
+        failed = _run_missing(planned, out, executor, preset)
         if failed:
             print(f"{len(failed)} of {len(grid)} cells failed; the same command tries them again:", file=sys.stderr)
             print("\n".join(f"  {name}: {why}" for name, why in failed.items()), file=sys.stderr)
         if len(failed) < len(grid):
-            _report([one.place for one in planned if one.place.is_dir()], args.out / _REPORT)
+            _report([one.place for one in planned if one.place.is_dir()], out / _REPORT)
     return FAILED if failed else 0
+
+
+def _executor(args: argparse.Namespace, out: Path, preset: Preset, workers: int) -> AbstractContextManager[Executor]:
+    if args.executor != "local":
+        return executors.connect(args, out, preset.resources)
+    return nullcontext(Executor(lambda jobs, progress: run_cells(jobs, workers, progress, preset.device), workers))
 
 
 def _check_out(out: Path, preset: Preset, grid: Sequence[Cell]) -> None:
@@ -203,6 +215,13 @@ def _plan(cell: Cell, wanted: Wanted, also: Sequence[Path]) -> Planned:
     return Planned(cell, wanted, own)
 
 
+def _wait_for(held: Collection[str], one: Planned) -> Planned:
+    """A cell that a job of an earlier start is at is neither judged nor touched before that has ended."""
+    if one.cell.name not in held or one.state.status == "done":
+        return one
+    return replace(one, state=State("held", "its job of an earlier start is in the queue, or runs"))
+
+
 def _plan_as_far_as_known(grid: Sequence[Cell], also: Sequence[Path]) -> tuple[list[Planned], bool]:
     """As `_plan` for all cells, and whether anything is known: a plan can be made where there is neither the model nor the data."""
     try:
@@ -239,10 +258,10 @@ def _refuse_others(planned: Sequence[Planned], out: Path) -> None:
         )
 
 
-def _run_missing(planned: Sequence[Planned], out: Path, workers: int, preset: Preset) -> dict[str, str]:
+def _run_missing(planned: Sequence[Planned], out: Path, executor: Executor, preset: Preset) -> dict[str, str]:
     """Run every cell that is not done, and record how each ended; gives the reasons of those that failed, by name."""
     missing = {one.cell.name: one for one in planned if one.state.status != "done"}
-    _say(planned, workers, out)
+    _say(planned, executor.workers, out)
     failed: dict[str, str] = {}
     for one in planned:
         assert one.wanted is not None
@@ -250,14 +269,14 @@ def _run_missing(planned: Sequence[Planned], out: Path, workers: int, preset: Pr
             _settle(one, preset, out / _ASIDE)
         elif one.state.status == "busy":
             failed[one.cell.name] = one.state.why
-        elif one.state.status != "done":
+        elif one.state.status not in ("done", "held"):
             room = on_disk.make_room(one.cell, out / _ASIDE, one.state)
             if room is not None:
                 print(f"  {one.cell.name}: what was there is now in {room}", file=sys.stderr)
     order = longest_first([one.cell for name, one in missing.items() if name not in failed])
     jobs = [_job(cell, missing[cell.name].state) for cell in order]
-    with GridProgress({cell.name: cell.cost for cell in order}, workers) as progress:
-        for ended in run_cells(jobs, workers, progress, preset.device):
+    with GridProgress({cell.name: cell.cost for cell in order}, executor.workers) as progress:
+        for ended in executor.run(jobs, progress):
             one = missing[ended.name]
             assert one.wanted is not None
             _refuse_changed_code(one.wanted)
@@ -317,6 +336,7 @@ _VERBS = {
     "redo": "do again",
     "differs": "do again with --redo",
     "busy": "leave alone",
+    "held": "wait for",
 }
 
 
@@ -329,7 +349,7 @@ def _say(planned: Sequence[Planned], workers: int, out: Path) -> None:
     costs = [one.cell.cost for one in planned if one.state.status not in ("done", "busy")]
     left = f"; about {in_words(time_left(costs, workers))} with {min(workers, len(costs))} at a time" if costs else ""
     print(f"{len(planned)} cells: {counts}{left}", file=sys.stderr)
-    for status in ("done", "resume", "evaluate", "redo", "differs", "busy"):
+    for status in ("done", "resume", "evaluate", "redo", "differs", "busy", "held"):
         for one in by_status.get(status, []):
             print(f"  {_VERBS[status]} {one.cell.name}: {one.state.why or 'complete, and made from the same'}", file=sys.stderr)
     for one in by_status.get("new", []):

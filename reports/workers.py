@@ -1,9 +1,9 @@
 """Runs cells side by side in worker processes that stay, so that libraries are imported once a worker and not once a cell.
 
-`run_cells` is the executor of one machine; another one (a cluster's queue, say) needs the same signature alone. A worker is this file run
-as a program: it reads one JSON line a cell from its standard input, runs the cell's two commands in its own process, and answers with one
-line. What a cell prints goes to the cell's log. A worker that dies takes one cell with it; when the parent dies, however it does, the
-pipe ends and so does the worker. It must not know what cells are for.
+`run_cells` is the executor of one machine; those of clusters run each cell by `run_one` on its node. A worker is this file run as a
+program: it reads one JSON line a cell from its standard input, runs the cell's two commands in its own process, and answers with one line.
+What a cell prints goes to the cell's log. A worker that dies takes one cell with it; when the parent dies, however it does, the pipe ends
+and so does the worker. It must not know what cells are for.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
@@ -95,7 +95,7 @@ def run_cells(jobs: Sequence[Job], workers: int, progress: Progress, device: str
     """
     waiting = list(reversed(jobs))
     running: dict[int, tuple[_Worker, Job, float]] = {}
-    idle = [_Worker(slot, workers, device) for slot in range(min(workers, len(jobs)))]
+    idle = [_Worker(slot, _environment(slot, workers, device)) for slot in range(min(workers, len(jobs)))]
     every = list(idle)
     with selectors.DefaultSelector() as answers:
         try:
@@ -115,7 +115,7 @@ def run_cells(jobs: Sequence[Job], workers: int, progress: Progress, device: str
                         worker.end()
                         every.remove(worker)
                         if waiting:
-                            worker = _Worker(worker.slot, workers, device)
+                            worker = _Worker(worker.slot, _environment(worker.slot, workers, device))
                             every.append(worker)
                             idle.append(worker)
                     else:
@@ -126,6 +126,30 @@ def run_cells(jobs: Sequence[Job], workers: int, progress: Progress, device: str
         finally:
             for worker in every:
                 worker.end()
+
+
+def run_one(job: Job, environment: Mapping[str, str], go_on: Callable[[], bool], directory: str | None = None) -> Ended | None:
+    """Run one cell in a worker process of its own; None where it was stopped on the way.
+
+    Args:
+        job: the cell.
+        environment: what differs from this process's.
+        go_on: asked now and then; the worker ends when it says no.
+        directory: where it runs; None: here.
+    """
+    worker = _Worker(0, environment, directory)
+    began = time.monotonic()
+    with selectors.DefaultSelector() as answers:
+        try:
+            worker.give(job)
+            answers.register(worker.answers, selectors.EVENT_READ)
+            while not answers.select(TICK_S):
+                if not go_on():
+                    return None
+            answer = worker.answer()
+            return _died(worker, job, time.monotonic() - began) if answer is None else Ended(job.name, **answer)
+        finally:
+            worker.end()
 
 
 def last_line(log: Path) -> str:
@@ -154,14 +178,15 @@ def _died(worker: _Worker, job: Job, seconds: float) -> Ended:
 class _Worker:
     """The parent's end of a worker process."""
 
-    def __init__(self, slot: int, workers: int, device: str) -> None:
+    def __init__(self, slot: int, environment: Mapping[str, str], directory: str | None = None) -> None:
         self.slot = slot
         # A group of its own: Ctrl-C is the parent's affair. PYTHONUNBUFFERED: the log shows how far it is.
         self.process = subprocess.Popen(
             [sys.executable, "-m", "mr1_bench.reports.workers"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=os.environ | _environment(slot, workers, device),
+            env=os.environ | environment,
+            cwd=directory,
             process_group=0,
         )
         assert self.process.stdin is not None and self.process.stdout is not None
@@ -193,15 +218,21 @@ class _Worker:
 
 def _environment(slot: int, workers: int, device: str) -> dict[str, str]:
     threads = 1 if device == "cpu" else max(1, (os.cpu_count() or 1) // workers)
-    found = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    found = variables(threads)
     if device == "cuda":
         visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
         found["CUDA_VISIBLE_DEVICES"] = visible[slot] if slot < len(visible) else str(slot)
     return found
 
 
+def variables(threads: int) -> dict[str, str]:
+    """What every worker's environment has."""
+    return {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+
+
 def main() -> int:
     """The worker: run the jobs that come, until there are no more or the parent is gone."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm warns every process of a job; the parent answers, and ends this one
     # The pipe is moved where nothing that a cell prints can reach it.
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
     jobs_in = os.fdopen(os.dup(0), "r", encoding="utf-8")

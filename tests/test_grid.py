@@ -183,6 +183,7 @@ def test_values_that_would_share_a_name_are_refused():
         ("cosine = {}", "cosinus = {}", r"\[schedules\]: no key is called 'cosinus'; did you mean cosine"),
         ("kl_target = 0.05", "kl_targt = 0.05", "no key is called 'kl_targt'; did you mean kl_target"),
         ("cell = 3.0", 'cell = "long"', "cell = 'long'; expected a number of seconds"),
+        ("[cost]", "[resources]\nmemory_gib = -1\n[cost]", "expected a number of GiB"),
         ("[beta]", "[beta", "not readable as TOML"),
     ],
 )
