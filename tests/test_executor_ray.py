@@ -21,6 +21,7 @@ STEPS = 40
 SMALL = Resources(1, 0, 0.5)
 
 # Two cells are enough to lose one; the report is the real one.
+pytestmark = pytest.mark.scale
 DRIVER = f"""
 import sys
 from mr1_bench import cli

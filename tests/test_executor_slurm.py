@@ -17,6 +17,7 @@ from mr1_bench.reports.workers import Job
 from tests.clusters import below, command, running_cells
 from tests.test_reproduce import DRIVER, PRESET, TRAINED, arguments, rows, wait_for
 
+pytestmark = pytest.mark.scale
 STEPS = 40
 ONE = DRIVER.replace(f'in ("base", "{TRAINED}")', f'== "{TRAINED}"').replace(
     "import sys", "import sys\nfrom mr1_bench.reports import executor_slurm\nexecutor_slurm.KIND = 'local'"
