@@ -113,7 +113,8 @@ def load(checkpoint: Path, make: Callable[[], Any]) -> Any:
     def whole_answers(messages: Any, sampling_params: Any, **more: Any) -> Any:
         # Its own bar divides by the time that a silenced bar does not keep.
         outputs = chat(messages, sampling_params, **more | {"use_tqdm": False})
-        refuse_cut_answers(outputs, sampling_params.max_tokens)
+        each = sampling_params if isinstance(sampling_params, list) else [sampling_params]
+        refuse_cut_answers(outputs, min(one.max_tokens for one in each))
         return outputs
 
     model.client.chat = whole_answers

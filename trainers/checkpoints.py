@@ -326,7 +326,7 @@ def _record(config: TrainConfig, step: int) -> dict[str, Any]:
 def _write_state(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     from safetensors.torch import save_file
 
-    (folder / _STATE).mkdir()
+    (folder / _STATE).mkdir(exist_ok=True)  # another engine's export may have put its own state there
     save_file(dict(tensors), folder / _STATE / _TENSORS)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     facts = {_relative(folder, path): {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in files}

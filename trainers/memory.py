@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mr1_bench.errors import UserError
 
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mr1_bench.trainers.config import TrainConfig
+
+Sharding = Literal["none", "optimizer", "all"]
+"""What several processes divide among them: nothing (DDP); master weights, moments and gradients (ZeRO-2); or the weights and the
+reference too (FSDP2, ZeRO-3)."""
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 _IMAGE_TOKEN = 28 * 28  # pixels; the vision tower sees four patches of it
@@ -55,6 +59,9 @@ class Workload:
         rollout: completions are sampled.
         train_vision: the vision tower has gradients.
         cuda: on a CUDA device, else a CPU.
+        processes: among which the batch is divided; `prompts` and `micro_prompts` are those of one.
+        sharding: what else is divided among them.
+        drawn: prompts whose completions are drawn at a time; 0: as many as are computed at a time.
     """
 
     hidden: int
@@ -83,11 +90,14 @@ class Workload:
     train_vision: bool
     cuda: bool
     shared: bool = True
+    processes: int = 1
+    sharding: Sharding = "none"
+    drawn: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Bytes by purpose. Those from `weights` to `reference` last; the larger of the update's and the rollout's come on top.
+    """Bytes of one process by purpose. Those from `weights` to `reference` last; the larger of the update's and the rollout's come on top.
 
     Attributes:
         workload: what it was made from.
@@ -100,6 +110,7 @@ class Estimate:
         logits: a chunk of them, with what its gradient needs.
         rollout: keys and values while sampling, joined weights, and what the prompt pass keeps meanwhile.
         overhead: of the device and its allocator.
+        gathered: where the weights are divided: the whole of them, in the precision of the passes, while all of them are needed.
     """
 
     workload: Workload
@@ -112,6 +123,7 @@ class Estimate:
     logits: int
     rollout: int
     overhead: int
+    gathered: int = 0
 
     @property
     def update(self) -> int:
@@ -121,11 +133,12 @@ class Estimate:
     @property
     def total(self) -> int:
         """Bytes at the fullest moment."""
-        return self.weights + self.master + self.moments + self.reference + max(self.update, self.rollout) + self.overhead
+        lasting = self.weights + self.master + self.moments + self.reference + self.gathered
+        return lasting + max(self.update, self.rollout) + self.overhead
 
     def table(self) -> str:
         """All parts in one line, for the start of a run."""
-        names = ("weights", "master", "moments", "reference")
+        names = ("weights", "master", "moments", "reference", "gathered")
         lasting = " + ".join(f"{name} {human_bytes(size)}" for name in names if (size := getattr(self, name)))
         update = " + ".join(f"{name} {human_bytes(getattr(self, name))}" for name in ("gradients", "activations", "logits"))
         then = f"the larger of update ({update}) and rollout ({human_bytes(self.rollout)})" if self.rollout else update
@@ -161,8 +174,18 @@ def estimate(workload: Workload) -> Estimate:
         "logits": chunk + whole,
         "rollout": _rollout(w, prompt) if w.rollout else 0,
     }
+    if w.sharding != "none":
+        parts |= {name: -(-parts[name] // w.processes) for name in _DIVIDED[w.sharding]}
+    if w.sharding == "all":
+        parts["gathered"] = lasting
     bare = Estimate(w, **parts, overhead=0)
     return replace(bare, overhead=int(bare.total * _FRAGMENTS) + _DEVICE_CONTEXT if w.cuda else 0)
+
+
+_DIVIDED: dict[Sharding, tuple[str, ...]] = {
+    "optimizer": ("master", "moments", "gradients"),
+    "all": ("weights", "master", "moments", "gradients", "reference"),
+}
 
 
 def _layer_elements(w: Workload, tokens: int, seen: int) -> int:
@@ -196,7 +219,7 @@ def _completion_activations(w: Workload) -> int:
 
 
 def _rollout(w: Workload, prompt: int) -> int:
-    samples, size = w.micro_prompts * w.group, _BYTES[w.dtype]
+    samples, size = (w.drawn or w.micro_prompts) * w.group, _BYTES[w.dtype]
     cache = samples * (w.prompt_tokens + w.completion_tokens) * 2 * w.key_width * w.layers * size
     joined = 0 if w.lora_rank else w.layers * w.hidden * (w.hidden + 2 * w.key_width + 2 * w.intermediate) * size
     logits = samples * w.vocabulary * (size + 8)
@@ -263,7 +286,14 @@ def _with_smaller_images(w: Workload) -> Workload:
 
 
 def workload(
-    model: nn.Module, config: TrainConfig, *, shared: bool = True, prompt_tokens: int | None = None, image_tokens: int | None = None
+    model: nn.Module,
+    config: TrainConfig,
+    *,
+    shared: bool = True,
+    prompt_tokens: int | None = None,
+    image_tokens: int | None = None,
+    processes: int = 1,
+    sharding: Sharding = "none",
 ) -> Workload:
     """Read the numbers off a loaded model, with `requires_grad` set and adapters inside, and its configuration.
 
@@ -273,6 +303,8 @@ def workload(
         shared: whether the prompt is computed once a group.
         prompt_tokens: longest prompt, where it is known; else an image of `max_pixels` and a page's line of text.
         image_tokens: tokens of its image, where they are known.
+        processes: among which a batch is divided.
+        sharding: what else is divided among them.
     """
     sizes: Any = model.config
     text, vision = sizes.get_text_config(), getattr(sizes, "vision_config", None)
@@ -284,6 +316,7 @@ def workload(
     tower = {name: param for name, param in model.named_parameters() if "visual" in name or "vision" in name}
     own = next(model.parameters())
     grouped = config.method != "sft"
+    prompts = -(-config.prompts_per_step // processes)
     return Workload(
         hidden=text.hidden_size,
         layers=text.num_hidden_layers,
@@ -298,8 +331,8 @@ def workload(
         trainable=sum(param.numel() for param in model.parameters() if param.requires_grad),
         vision_total=sum(param.numel() for param in tower.values() if param.requires_grad),
         lora_rank=config.lora_rank,
-        prompts=config.prompts_per_step,
-        micro_prompts=config.micro_prompts or config.prompts_per_step,
+        prompts=prompts,
+        micro_prompts=min(config.micro_prompts or prompts, prompts),
         group=getattr(config, "num_generations", 1) if grouped else 1,
         prompt_tokens=prompt,
         image_tokens=min(image, prompt),
@@ -311,6 +344,9 @@ def workload(
         train_vision=any(param.requires_grad for param in tower.values()),
         cuda=own.device.type == "cuda",
         shared=shared,
+        processes=processes,
+        sharding=sharding,
+        drawn=prompts if config.engine == "trl" else 0,
     )
 
 

@@ -7,10 +7,12 @@ and asking for help, does not load torch. It must not know how training goes.
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from mr1_bench.errors import UserError
 from mr1_bench.trainers import flags
 from mr1_bench.trainers.checks import canonical_tasks, check, check_here
 from mr1_bench.trainers.config import Method, TrainConfig
@@ -96,6 +98,12 @@ def run(args: argparse.Namespace) -> int:
         print(flags.to_toml(config), end="")
         return 0
     check_here(config)
+    if config.engine == "trl":
+        from mr1_bench.trainers import trl_engine
+
+        return trl_engine.train(config)
+    if (size := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise UserError(f"{size} processes were launched, and --engine compact is for one: add --engine trl")
     from mr1_bench.trainers import loop  # torch takes seconds to import
 
     return loop.train(config)
