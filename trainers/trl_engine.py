@@ -1,0 +1,388 @@
+"""`--engine trl`: the same run on TRL's trainers, in one process or in as many as `accelerate launch` starts, on one machine or several.
+
+The first process has the run folder to itself: it is a `loop.Run`, which logs, evaluates, saves and stops as ever. What that takes of all
+processes (answers to held-out items, weights that lie in pieces) it orders from them; between orders they train. This file also has our
+settings in TRL's terms. How TRL is made to compute our step is `trl_trainers`' business. TRL and accelerate are imported nowhere else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from mr1_bench import vllm_setup
+from mr1_bench.errors import UserError
+from mr1_bench.records import read_json, write_json
+from mr1_bench.trainers import alarms, checkpoints, loop, memory, models
+from mr1_bench.trainers.config import GRPOConfig, TrainConfig
+from mr1_bench.trainers.engine import stop_tokens
+from mr1_bench.trainers.items import open_items
+from mr1_bench.trainers.metrics import MetricsLog, Row
+from mr1_bench.trainers.mismatch import MismatchError
+from mr1_bench.trainers.optimizer import NonFiniteError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from mr1_bench.trainers.evaluation import HeldOut
+    from mr1_bench.trainers.grpo import Sample
+
+LIMIT = timedelta(minutes=30)
+"""Longest wait of a process for the others: the first may be writing a checkpoint of a hundred gigabytes meanwhile."""
+
+PIECES = "deepspeed"
+"""Folder in a checkpoint's trainer_state: what each process of DeepSpeed keeps."""
+
+_DONE, _ABORT = "done", "abort"
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+class Crew:
+    """The processes of a run: the first leads, the others do what it orders.
+
+    Attributes:
+        rank, size: which process this is, of how many.
+        actions: what can be ordered, by name; all processes do it at once, and it may be a collective operation.
+    """
+
+    def __init__(self, rank: int, size: int) -> None:
+        """Begin with nothing that can be ordered."""
+        self.rank, self.size = rank, size
+        self.actions: dict[str, Callable[..., Any]] = {}
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the first process."""
+        return self.rank == 0
+
+    def share(self, value: Any) -> Any:
+        """The first process's value, everywhere."""
+        box = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def order(self, name: str, *args: Any) -> Any:
+        """Have all processes do an action; for the first process, in what `phase` was given."""
+        self.share((name, args))
+        return self.actions[name](*args)
+
+    def phase(self, lead: Callable[[], Any]) -> Any:
+        """Run `lead` in the first process, in which it may give orders, and give what it returns everywhere.
+
+        Raises:
+            UserError: in the first process, what `lead` raised; the others end with exit code 2 and say nothing.
+        """
+        if self.leads:
+            try:
+                result = lead()
+            except (UserError, OSError):
+                self.share((_ABORT, ()))
+                raise
+            return self.share((_DONE, (result,)))[1][0]
+        while True:
+            name, args = self.share(None)
+            if name == _ABORT:
+                raise SystemExit(2)
+            if name == _DONE:
+                return args[0]
+            self.actions[name](*args)
+
+
+def train(config: TrainConfig) -> int:
+    """Train as `loop.train`, in this process together with those that the launcher has started beside it.
+
+    Raises:
+        UserError: as `loop.train`; or TRL is not installed, a setting means nothing to it, or the run was begun with another number of
+            processes.
+    """
+    needed = {"trl": "scale", "accelerate": "scale"} | ({"vllm": "vllm"} if getattr(config, "rollout", "") == "vllm" else {})
+    for package, extra in needed.items():
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"--engine trl needs the package {package}, which is not installed: pip install 'mr1-bench[{extra}]'")
+    from accelerate import PartialState
+
+    here = PartialState(cpu=config.device == "cpu" or not torch.cuda.is_available(), timeout=LIMIT)
+    crew = Crew(here.process_index, here.num_processes)
+    crew.phase(lambda: _refuse(config, crew.size, sharding(here.device)))
+    sets = loop.Sets(*(open_items(config, split) for split in ("train", "validation", "test")))
+    # What is trained is kept in float32, and the passes are computed in the precision that is asked for.
+    dtype = config.dtype if config.lora_rank else "float32"
+    loaded = models.load(replace(config, device="cpu", gradient_checkpointing=False, dtype=dtype))
+    if not loaded.shares:
+        raise UserError(f"--engine trl trains models of the Qwen2-VL family, and --model {config.model} is none; use --engine compact")
+    from mr1_bench.trainers import trl_trainers
+
+    run = TRLRun(config, loaded, sets, crew, here.device) if crew.leads else None
+    try:
+        start = crew.phase(lambda: run and run.open())
+        trainer = trl_trainers.make(config, loaded, sets, crew, run)
+        trainer.go(start)
+        code = int(crew.phase(lambda: run and run.close()))
+    finally:
+        checkpoints.close_run(config.out)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return code
+
+
+def sharding(device: torch.device) -> memory.Sharding:
+    """What the launcher's configuration divides among the processes; on a CPU nothing, for accelerate falls back to DDP there."""
+    if device.type == "cpu":
+        return "none"
+    asked = {name: os.environ.get(f"ACCELERATE_{name}", "").lower() for name in ("USE_FSDP", "USE_DEEPSPEED", "DEEPSPEED_ZERO_STAGE")}
+    if asked["USE_FSDP"] == "true":
+        return "all"
+    stage = asked["DEEPSPEED_ZERO_STAGE"] if asked["USE_DEEPSPEED"] == "true" else ""
+    return "all" if stage == "3" else "optimizer" if stage == "2" else "none"
+
+
+def rows_of(config: TrainConfig, size: int) -> tuple[int, int]:
+    """Sequences that a process computes at a time, and how many times a step.
+
+    Raises:
+        UserError: a step cannot be divided so.
+    """
+    group = config.num_generations if isinstance(config, GRPOConfig) else 1
+    rows = config.prompts_per_step * group
+    if rows % size:
+        each = f" of {group} completions" if group > 1 else ""
+        raise UserError(f"--prompts-per-step {config.prompts_per_step}{each} cannot be divided among {size} processes; choose a multiple")
+    own = rows // size
+    at_once = min(config.micro_prompts * group or own, own)
+    if own % at_once:
+        raise UserError(f"--micro-prompts {config.micro_prompts}: a process has {own // group} prompts a step, which is no multiple of it")
+    return at_once, own // at_once
+
+
+def arguments(config: TrainConfig, loaded: models.Loaded, crew: Crew) -> Any:
+    """The settings in TRL's terms. β, learning rate and seeds are set at each step."""
+    trl: Any = importlib.import_module("trl")
+
+    at_once, times = rows_of(config, crew.size)
+    on_cpu = config.device == "cpu" or not torch.cuda.is_available()
+    common: dict[str, Any] = {
+        "output_dir": str(config.out),
+        "per_device_train_batch_size": at_once,
+        "gradient_accumulation_steps": times,
+        "learning_rate": config.lr,
+        "lr_scheduler_type": "constant",
+        "optim": "adamw_torch_fused",
+        "weight_decay": config.weight_decay,
+        "adam_beta1": config.adam_beta1,
+        "adam_beta2": config.adam_beta2,
+        "max_grad_norm": config.max_grad_norm,
+        "bf16": config.dtype == "bfloat16",
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "ddp_find_unused_parameters": False,  # each prompt has its picture, so each weight has a gradient
+        "use_cpu": on_cpu,
+        "dataloader_pin_memory": not on_cpu,
+        "remove_unused_columns": False,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    if not isinstance(config, GRPOConfig):
+        return trl.SFTConfig(max_steps=config.steps, max_length=None, train_sampling_strategy="sequential", **common)
+    stops, _ = stop_tokens(loaded)
+    return trl.GRPOConfig(
+        max_steps=config.steps * config.inner_updates,
+        num_generations=config.num_generations,
+        num_iterations=config.inner_updates,
+        max_completion_length=config.max_new_tokens,
+        temperature=config.temperature,
+        scale_rewards="group" if config.scale_advantages else "none",
+        beta=0.0,
+        shuffle_dataset=False,
+        **common | {"logging_steps": config.inner_updates} | _vllm(config, stops),
+    )
+
+
+def _vllm(config: GRPOConfig, stops: tuple[int, ...]) -> dict[str, Any]:
+    """Who draws the completions, and where they end."""
+    trl: Any = importlib.import_module("trl")
+
+    if config.rollout not in ("vllm", "vllm-server"):
+        return {"generation_kwargs": {"eos_token_id": list(stops)}}
+    known = trl.GRPOConfig.__dataclass_fields__
+    given = {f"vllm_{key}": value for key, value in vllm_setup.parse_arguments(config.vllm_args).items()}
+    if unknown := [name for name in given if name not in known]:
+        raise UserError(
+            f"--vllm-args: TRL has no setting {unknown[0]}; --engine trl takes gpu_memory_utilization, tensor_parallel_size and the like"
+        )
+    return given | {
+        "use_vllm": True,
+        "vllm_mode": "server" if config.vllm_url else "colocate",
+        "vllm_server_base_url": config.vllm_url or None,
+        "vllm_importance_sampling_mode": "token_truncate",
+        "vllm_importance_sampling_clip_max": config.importance_cap,
+        "generation_kwargs": {"stop_token_ids": list(stops)},
+    }
+
+
+def _refuse(config: TrainConfig, size: int, divided: memory.Sharding) -> None:
+    """Refuse what TRL cannot honour, and a run that was begun with another number of processes; nothing is loaded yet."""
+    rows_of(config, size)
+    if config.device.startswith("cuda:"):
+        raise UserError(f"--device {config.device}: with --engine trl the launcher assigns the GPUs; leave it out")
+    if config.lora_rank and divided == "all":
+        raise UserError(f"--lora-rank {config.lora_rank}: adapters are not trained on divided weights here; launch with DDP or ZeRO-2")
+    if isinstance(config, GRPOConfig) and config.rollout == "shared":
+        raise UserError("--rollout shared: TRL computes image and prompt once a completion; use --rollout auto, or --engine compact")
+    record = read_json(config.out / "run.json") if (config.out / "run.json").is_file() else {}
+    begun = record.get("identity", {}).get("processes") if isinstance(record, dict) else None
+    if begun is not None and begun != size:
+        raise UserError(
+            f"--out {config.out} was begun with {begun} processes, and now there are {size}: launch it with --num_processes {begun}, or "
+            "choose another --out"
+        )
+
+
+def gather(named: Iterable[tuple[str, nn.Parameter]], state: Mapping[Any, Any], *, keep: bool) -> dict[str, Tensor]:
+    """Parameters and their moments, whole, under the names that a checkpoint has them; all processes call it.
+
+    Args:
+        named: parameters by name.
+        state: of the optimiser.
+        keep: whether this process wants them; the others get nothing.
+    """
+    found = {}
+    for name, param in named:
+        for key, value in {"param": param.detach(), **state.get(param, {})}.items():
+            whole = value.full_tensor() if isinstance(value, DTensor) else value
+            if keep:
+                found[f"{key}/{name}"] = whole.cpu()
+    return found
+
+
+@torch.no_grad()
+def scatter(named: Iterable[tuple[str, nn.Parameter]], state: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Put what `gather` gave the first process, who alone has it, back into all processes; all call it."""
+    many = dist.is_initialized() and dist.get_world_size() > 1
+    for name, param in named:
+        count = torch.zeros((), device=param.device)  # beside the weights, as the fused update wants it
+        moments = {key: count if key == "step" else torch.zeros_like(param.detach()) for key in _MOMENTS}
+        for key, into in {"param": param, **moments}.items():
+            whole = torch.empty(into.shape, dtype=into.dtype, device=into.device)
+            if not many or dist.get_rank() == 0:
+                whole.copy_(tensors[f"{key}/{name}"])
+            if isinstance(into, DTensor):
+                into.copy_(distribute_tensor(whole, into.device_mesh, into.placements))
+            else:
+                if many:
+                    dist.broadcast(whole, src=0)
+                into.copy_(whole)
+        state[param] = moments
+
+
+def checkpoint_pieces(out: Path, step: int) -> Path:
+    """Where DeepSpeed writes its pieces of a checkpoint before they are taken over; removed with what else an interrupted save leaves."""
+    return out / "checkpoints" / f".step-{step:06d}.{PIECES}"
+
+
+class TRLRun(loop.Run):
+    """The run as its first process keeps it."""
+
+    def __init__(self, config: TrainConfig, loaded: models.Loaded, sets: loop.Sets, crew: Crew, device: torch.device) -> None:
+        super().__init__(config, loaded, sets)
+        self._crew, self._device, self._sharding = crew, device, sharding(device)
+        self._weights: dict[str, Tensor] = {}
+        self._tensors: dict[str, Tensor] = {}
+        self._adapted: float | None = None
+        self._code = 0
+
+    def open(self) -> dict[str, Any]:
+        """Check the machine, take over the run folder, and give the state to go on from."""
+        self.check_memory()
+        resumed = checkpoints.open_run(self._config, loop.identity(self._config, self._loaded) | {"processes": self._crew.size})
+        self.check_space()
+        if resumed is not None:
+            self._tensors, state = checkpoints.load_state(resumed)
+            self._done = self._saved = state["step"]
+            self._adapted = state["adapted"]
+        self._log = MetricsLog(self._config.out, self._config.log_to, steps=self._config.steps)
+        self._log.truncate_after(self._done)
+        return {"step": self._done, "adapted": self._adapted, "folder": resumed}
+
+    def take_tensors(self) -> dict[str, Tensor]:
+        """The optimiser's state to go on from; it is given once."""
+        tensors, self._tensors = self._tensors, {}
+        return tensors
+
+    def begin(self) -> None:
+        """Evaluate the start."""
+        if self._done == 0 and self._config.eval_every:
+            self._evaluate(self._log)
+
+    def took(self, row: Row, samples: list[Sample], adapted: float | None) -> bool:
+        """Write down a step, and do what is due after it; gives whether to stop."""
+        self._done, self._adapted = row["step"], adapted
+        self._log.append(row)
+        raised = self._after_step(self._log, samples)
+        if raised and self._config.stop_on_alarm:
+            self._code = self._stop(self._log, raised[0].message)
+        return self._code != 0
+
+    def failed(self, error: NonFiniteError | MismatchError, *, intact: bool) -> None:
+        """Stop at a step that could not be taken."""
+        causes = f". {alarms.not_finite(self._config)}" if isinstance(error, NonFiniteError) else ""
+        self._code = self._stop(self._log, f"step {self._done + 1}: {error}{causes}", intact=intact)
+
+    def close(self) -> int:
+        """End the run; gives the exit code."""
+        self._log.close()
+        if self._code == 0:
+            checkpoints.finish_run(self._config, "finished", self._results())
+            self._print_summary()
+        return self._code
+
+    def _workload(self, prompt_tokens: int | None) -> memory.Workload:
+        load = memory.workload(
+            self._loaded.model,
+            self._config,
+            shared=False,
+            prompt_tokens=prompt_tokens,
+            processes=self._crew.size,
+            sharding=self._sharding,
+        )
+        return replace(load, cuda=self._device.type == "cuda")
+
+    def _answer(self, split: str) -> HeldOut:
+        answers: HeldOut = self._crew.order("answer", split)
+        return answers
+
+    def _save(self) -> None:
+        if self._saved != self._done:
+            self._weights, self._tensors = self._crew.order("gather", str(self._config.out), self._done)
+            super()._save()
+            self._weights, self._tensors = {}, {}
+
+    def _state(self) -> tuple[dict[str, Tensor], float | None]:
+        return self._tensors, self._adapted
+
+    def _export(self, folder: Path) -> None:
+        if self._loaded.peft is not None:
+            super()._export(folder)
+        else:
+            dtype = getattr(torch, self._config.dtype)
+            models.export(self._loaded, folder, {name: value.to(dtype) for name, value in self._weights.items()})
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        settings.pop("use_cache", None)  # transformers' Trainer has switched it off in the model's configuration
+        write_json(folder / "config.json", settings | {"dtype": self._config.dtype})
+        pieces = checkpoint_pieces(self._config.out, self._done)
+        if pieces.is_dir():
+            shutil.move(pieces, folder / "trainer_state" / PIECES)

@@ -1,0 +1,381 @@
+"""TRL's trainers, made to compute our step: our items in our order, our prompts, grader, loss (`objective`), β and learning rate.
+
+Theirs are the loop, the rollout (`generate`, or vLLM), the passes through the model, and all that is distributed: DDP, FSDP2, DeepSpeed.
+Files are the run's business (`trl_engine`); each process reports its steps to it through the `Crew`. All randomness is seeded by the step.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import trl
+from accelerate.utils import gather_object
+from datasets import Dataset
+from torch.distributed.tensor import DTensor
+from transformers import PrinterCallback, TrainerCallback, TrainerState
+from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
+
+from mr1_bench.errors import UserError
+from mr1_bench.grading import Score, grade
+from mr1_bench.synth import hasty
+from mr1_bench.trainers import objective
+from mr1_bench.trainers.batches import Processing, limit_size
+from mr1_bench.trainers.clock import Clock, seed_of
+from mr1_bench.trainers.config import GRPOConfig, SFTConfig, TrainConfig
+from mr1_bench.trainers.engine import make_engine, stop_tokens
+from mr1_bench.trainers.evaluation import HeldOut, evaluate
+from mr1_bench.trainers.grpo import Sample, kl_weight, reward
+from mr1_bench.trainers.items import Item, batch_indices
+from mr1_bench.trainers.mismatch import MismatchError
+from mr1_bench.trainers.optimizer import NonFiniteError, learning_rate
+from mr1_bench.trainers.schedule import adapt, beta_at
+from mr1_bench.trainers.sft import target_text
+from mr1_bench.trainers.trl_engine import PIECES, Crew, arguments, checkpoint_pieces, gather, scatter, sharding
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor, nn
+
+    from mr1_bench.trainers.loop import Sets
+    from mr1_bench.trainers.metrics import Row
+    from mr1_bench.trainers.models import Loaded
+    from mr1_bench.trainers.trl_engine import TRLRun
+
+
+def make(config: TrainConfig, loaded: Loaded, sets: Sets, crew: Crew, run: TRLRun | None) -> GRPO | SFT:
+    """The trainer of one process; `run` is given to the first one alone."""
+    kind = GRPO if isinstance(config, GRPOConfig) else SFT
+    return kind(config, loaded, sets, crew, run)
+
+
+class _Begin(TrainerCallback):
+    """Calls back when TRL has made everything ready."""
+
+    def __init__(self, begin: Any) -> None:
+        self._begin = begin
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self._begin()
+
+
+class _Ours:
+    """What the two trainers have in common; goes before TRL's class."""
+
+    def __init__(self, config: TrainConfig, loaded: Loaded, sets: Sets, crew: Crew, run: TRLRun | None, **theirs: Any) -> None:
+        """Make TRL's trainer of our parts."""
+        self._config, self._loaded, self._sets, self._crew, self._run = config, loaded, sets, crew, run
+        self._updates = getattr(config, "inner_updates", 1)
+        self._reading = Processing(loaded.processor, loaded.model, config)
+        self._read = functools.lru_cache(maxsize=config.prompts_per_step)(self._read_row)
+        self._clock: Clock | None = None
+        self._sums = torch.zeros(3)
+        self._norms: list[float] = []
+        self._tokens = 0
+        self.adapted: float | None = None
+        self.samples: list[Sample] = []
+        rows = list(range(config.steps * config.prompts_per_step))
+        super().__init__(
+            model=loaded.peft or loaded.model,
+            args=arguments(config, loaded, crew),
+            train_dataset=Dataset.from_dict({"row": rows, "image": [None] * len(rows)}),
+            processing_class=limited(loaded, config),
+            callbacks=[_Begin(self._begin)],
+            **theirs,
+        )
+        disable_dropout_in_model(loaded.model)
+        self.remove_callback(PrinterCallback)
+        crew.actions |= {"answer": self._answer, "gather": self._gather}
+
+    def go(self, start: dict[str, Any]) -> None:
+        """Train from a state to the end, or to where the run is stopped."""
+        self.adapted, step = start["adapted"], start["step"]
+        if self.is_deepspeed_enabled and not (self._config.out / "run.json").is_file():
+            raise UserError(f"--out {self._config.out} is not shared by all machines, and DeepSpeed writes there from each process")
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                resumed: Path | None = Path(folder) if step else None
+                if resumed and self.is_deepspeed_enabled:
+                    resumed = start["folder"] / "trainer_state" / PIECES
+                elif resumed:
+                    sizes = {"train_batch_size": self.args.per_device_train_batch_size, "logging_steps": self.args.logging_steps}
+                    TrainerState(global_step=step * self._updates, **sizes).save_to_json(str(resumed / "trainer_state.json"))
+                self.train(resume_from_checkpoint=resumed and str(resumed))
+        except (NonFiniteError, MismatchError) as error:  # the same in all processes, for all have the same norm
+            intact = self.state.global_step % self._updates == 0
+            self._crew.phase(functools.partial(self._run.failed, error, intact=intact) if self._run else bool)
+
+    def _begin(self) -> None:
+        """Go back to the saved step, where there is one, and evaluate the start, where there is none."""
+        if self.state.global_step and not self.is_deepspeed_enabled:
+            scatter(self._trained(), self.optimizer.state, self._run.take_tensors() if self._run else {})
+        self._crew.phase(lambda: self._run and self._run.begin())
+
+    def _bare(self) -> nn.Module:
+        """The model without what distributes it and without the wrapper of adapters."""
+        return self._loaded.model if self._loaded.peft else self.accelerator.unwrap_model(self.model_wrapped)
+
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, param) for name, param in self._bare().named_parameters() if param.requires_grad]
+
+    def _load_from_checkpoint(self, *_: Any, **__: Any) -> None:
+        """Nothing: `_begin` does."""
+
+    def _send_telemetry(self) -> None:
+        """Nobody is told that somebody trains."""
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Weight decay is for matrices."""
+        return [name for name, param in model.named_parameters() if param.ndim >= 2]
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute a part of a step; before the first part, set what depends on the step."""
+        step = self.state.global_step // self._updates
+        if self._clock is None:
+            self._clock = Clock(self.accelerator.device)
+            self._sums, self._norms = torch.zeros(3, device=self.accelerator.device), []
+            torch.manual_seed(seed_of(self._config.seed, step, "rollout", self._crew.rank))
+            self._prepare_step(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self._config, step)
+        return super().training_step(*args, **kwargs)
+
+    def _prepare_step(self, step: int) -> None:
+        """Set what depends on the step in one method alone."""
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> float:
+        found = super()._get_grad_norm(*args, **kwargs)
+        norm = float(found.full_tensor() if isinstance(found, DTensor) else found)
+        if not math.isfinite(norm):
+            raise NonFiniteError(f"the gradient's norm is {norm}: the step was not taken, and the weights are those of the step before")
+        self._norms.append(norm)
+        return norm
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Report a step; TRL calls it after each."""
+        super().log(logs, start_time)
+        if "loss" not in logs or self._clock is None:  # its summary at the end
+            return
+        times, self._clock = self._clock.times(), None
+        done = self.state.global_step // self._updates
+        row = {"step": done} | self._row(logs)
+        row |= {"loss": logs["loss"], "grad_norm": sum(self._norms) / len(self._norms), "lr": learning_rate(self._config, done - 1)}
+        row |= times | {"tokens_per_s": self._tokens / times["time_step"]}
+        if self._crew.phase(lambda: self._run and self._run.took(row, self.samples, self.adapted)):
+            self.control.should_training_stop = True
+
+    def _row(self, logs: dict[str, float]) -> Row:
+        raise NotImplementedError
+
+    def _read_row(self, row: int) -> tuple[Item, str, Image]:
+        """The item of a place in the run's whole order, its templated prompt, and its picture; one that is too long is refused."""
+        step, place = divmod(row, self._config.prompts_per_step)
+        indices = batch_indices(len(self._sets.train), self._config.prompts_per_step, self._config.seed, step)
+        item = self._sets.train[indices[place]]
+        return item, self._reading([item]).parts[0].texts[0], item.image
+
+    def _answer(self, split: str) -> HeldOut:
+        """Answer this process's share of held-out items; gives the scores of all."""
+        items = getattr(self._sets, split)
+        rank, size, config = self._crew.rank, self._crew.size, self._config
+        share = [items[place % len(items)] for place in range(rank, -(-len(items) // size) * size, size)]  # all compute the same number
+        extra = share[-1] if rank >= (len(items) - 1) % size + 1 else None
+        plain = sharding(self.accelerator.device) == "all" or config.dtype != "float32"  # only the model's own passes know these
+        with unwrap_model_for_generation(self.model_wrapped, self.accelerator):
+            model = self._bare().eval()
+            engine = make_engine(self._loaded, model, rollout="plain" if plain else "auto", recompute=config.gradient_checkpointing)
+            found = evaluate(self._loaded, engine, self._reading, share, config.max_new_tokens)
+            model.train()
+        scores = [score for item, score in zip(found.items, found.scores, strict=True) if item is not extra]
+        return HeldOut((), (), tuple(gather_object(scores)))
+
+    def _gather(self, out: str, step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """All weights, and the optimiser's state, for the first process to save."""
+        if self.is_deepspeed_enabled:  # it knows itself how its pieces are kept
+            pieces = checkpoint_pieces(Path(out), step)
+            self.model_wrapped.save_checkpoint(str(pieces))
+            if self._crew.leads:
+                self.state.save_to_json(str(pieces / "trainer_state.json"))
+            weights = self.accelerator.get_state_dict(self.model_wrapped)
+            return (weights, {}) if self._crew.leads else ({}, {})
+        trained = self._trained()
+        kept = {id(param) for _, param in trained}
+        frozen = [(name, param) for name, param in self._bare().named_parameters() if id(param) not in kept]
+        tensors = gather(trained, self.optimizer.state, keep=self._crew.leads)
+        weights = tensors | gather(frozen, {}, keep=self._crew.leads)
+        return {key.removeprefix("param/"): value for key, value in weights.items() if key.startswith("param/")}, tensors
+
+
+class GRPO(_Ours, trl.GRPOTrainer):
+    """TRL's GRPOTrainer with our reward, loss and β."""
+
+    def __init__(self, config: GRPOConfig, loaded: Loaded, *rest: Any) -> None:
+        """Make the trainer, and the reference from the weights as they are in memory."""
+        self._weight = kl_weight(config)
+        self._graded: list[tuple[Item, str, Score, float]] = []
+        start = copy.deepcopy(loaded.model).requires_grad_(False) if config.beta_max > 0 and loaded.peft is None else None
+        super().__init__(config, loaded, *rest, reward_funcs=self._reward)
+        self.eos_token_ids = list(stop_tokens(loaded)[0])  # it had added the tokenizer's own
+        if start is not None:
+            self.ref_model = self._prepare_reference(start.to(getattr(torch, config.dtype)))
+
+    def _prepare_reference(self, model: nn.Module) -> nn.Module:
+        """As TRL does with the one that it loads."""
+        disable_dropout_in_model(model)
+        add_fused_lm_head(model, temperature=self.temperature)
+        if self.is_deepspeed_enabled:
+            prepared = prepare_deepspeed(model, self.accelerator)
+        elif self.is_fsdp_enabled:
+            prepared = prepare_fsdp(model, self.accelerator)
+        else:
+            prepared = self.accelerator.prepare_model(model, evaluation_mode=True)
+        return prepared
+
+    def _prepare_step(self, step: int) -> None:
+        self.beta = beta_at(self._weight, step, self.adapted)
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        with self._clock("rollout"):
+            try:
+                return super()._generate(prompts)
+            except RuntimeError as error:
+                if "probability tensor" not in str(error):
+                    raise
+                raise NonFiniteError("the model's probabilities are no numbers any more") from error
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """TRL's, of our prompts: the text with the picture before it, as `Processing` templates it."""
+        read = [self._read(one["row"]) for one in inputs]
+        prompts = [
+            {"row": one["row"], "prompt": [{"role": "user", "content": item.prompt}], "image": image}
+            for one, (item, _, image) in zip(inputs, read, strict=True)
+        ]
+        found = super()._generate_and_score_completions(prompts)
+        earned = found["advantages"].tolist()
+        self.samples = [Sample(*graded, advantage) for graded, advantage in zip(self._graded, earned, strict=True)]
+        self._tokens = int(found["num_items_in_batch"])
+        return found
+
+    def _reward(self, completion_ids: list[list[int]], row: list[int], log_metric: Any, **_: Any) -> list[float]:
+        with self._clock("reward"):
+            texts = [text.strip() for text in self._loaded.processor.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)]
+            items = [self._read(one)[0] for one in row]
+            scores = [grade(item.spec, item.gold, text) for item, text in zip(items, texts, strict=True)]
+            rewards = [reward(score, self._config.format_weight) for score in scores]
+        self._graded = list(zip(items, texts, scores, rewards, strict=True))
+        log_metric("accuracy", sum(score.correct for score in scores) / len(scores))
+        log_metric("format", sum(score.format_ok for score in scores) / len(scores))
+        return rewards
+
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """The compact trainer's loss of this process's part of the batch, so that the mean over processes is that of the whole."""
+        config = self._config
+        mask, extra = inputs["completion_mask"], ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
+        logprobs, entropies, _ = self._get_per_token_logps_and_entropies(
+            model,
+            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1),
+            torch.cat([inputs["prompt_mask"], mask], 1),
+            mask.shape[1],
+            compute_entropy=True,
+            **{name: inputs[name] for name in extra if name in inputs},
+        )
+        old = inputs.get("old_per_token_logps")
+        loss, clipped = objective.surrogate(logprobs, logprobs.detach() if old is None else old, inputs["advantages"], config.clip)
+        if "importance_sampling_ratio" in inputs:
+            loss = loss * inputs["importance_sampling_ratio"]
+        kl = torch.zeros_like(logprobs)
+        if self.beta > 0:
+            kl = objective.kl_estimate(logprobs, inputs["ref_per_token_logps"], config.kl_estimator)
+            loss = loss + self.beta * kl
+        samples, tokens = config.prompts_per_step * config.num_generations, int(inputs["num_items_in_batch"])
+        loss = (loss * objective.weights(mask, config.loss_mean, samples=samples, tokens=tokens)).sum()
+        with torch.no_grad():
+            self._sums += torch.stack([(one * mask).sum() for one in (kl.detach(), entropies, clipped)])
+        return loss * self._crew.size
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> float:
+        norm = super()._get_grad_norm(*args, **kwargs)
+        limit, seen = self._config.mismatch_limit, self._metrics["train"].get("sampling/sampling_logp_difference/mean")
+        if seen and limit and not seen[-1] <= limit:
+            raise MismatchError(f"log-probabilities of trainer and vLLM differ by {seen[-1]:.3g} nats a token, more than {limit:g}")
+        return float(norm)
+
+    def _row(self, logs: dict[str, float]) -> Row:
+        config = self._config
+        kl, entropy, clipped = (self.accelerator.reduce(self._sums, "sum") / (self._tokens * self._updates)).tolist()
+        row = {
+            "reward": logs["reward"],
+            "accuracy": logs["accuracy"],
+            "format": logs["format"],
+            "kl": kl if self.beta > 0 else None,
+            "beta": self.beta,
+            "entropy": entropy,
+            "length": self._tokens / (config.prompts_per_step * config.num_generations),
+            "clip_share": clipped,
+            "zero_spread_share": logs["frac_reward_zero_std"],
+            "cut_off_share": logs["completions/clipped_ratio"],
+        }
+        if config.kl_schedule == "adaptive":
+            self.adapted = adapt(self._weight, self.beta, kl)
+        theirs = {"mismatch": "sampling/sampling_logp_difference/mean", "mismatch_max": "sampling/sampling_logp_difference/max"}
+        return row | {ours: logs[name] for ours, name in theirs.items() if name in logs}
+
+
+class SFT(_Ours, trl.SFTTrainer):
+    """TRL's SFTTrainer on our targets: the loss is the mean over the tokens of all processes."""
+
+    def __init__(self, config: SFTConfig, loaded: Loaded, *rest: Any) -> None:
+        """Make the trainer."""
+        self._hasty = hasty.parse_shares(config.hasty)
+        self._collate = DataCollatorForVisionLanguageModeling(limited(loaded, config), completion_only_loss=True)
+        super().__init__(config, loaded, *rest, data_collator=self._batch)
+
+    def _batch(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        found = []
+        for one in rows:
+            item, text, image = self._read(one["row"])
+            found.append({"prompt": text, "completion": self._target(item)[0], "images": [image]})
+        return self._collate(found)
+
+    def _target(self, item: Item) -> tuple[str, bool]:
+        """What is to be learned after an item's prompt, and whether it had to be cut off."""
+        tokenizer, limit = self._loaded.processor.tokenizer, self._config.max_new_tokens
+        text = target_text(item, self._config.target, self._hasty)
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        if len(ids) >= limit:
+            return tokenizer.decode(ids[:limit]), True
+        return text + tokenizer.convert_ids_to_tokens(stop_tokens(self._loaded)[0][0]), False
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
+        """As TRL's; `num_items_in_batch` counts the target tokens of all processes."""
+        self._tokens = int(num_items_in_batch)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As TRL's; its entropy is a mean over this part's tokens, and the parts differ in their number."""
+        tokens = self.accelerator.reduce((inputs["labels"][:, 1:] != -100).sum(), "sum")
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        self._sums[1] += self._metrics["train"]["entropy"][-1] * tokens
+        return loss
+
+    def _row(self, logs: dict[str, float]) -> Row:  # noqa: ARG002
+        prompts, done = self._config.prompts_per_step, self.state.global_step
+        cut = sum(self._target(self._read(row)[0])[1] for row in range((done - 1) * prompts, done * prompts))
+        absent = ("reward", "accuracy", "format", "kl", "beta", "clip_share", "zero_spread_share")
+        found = {"entropy": float(self._sums[1]) / self._tokens, "length": self._tokens / prompts, "cut_off_share": cut / prompts}
+        return dict.fromkeys(absent) | found
+
+
+def limited(loaded: Loaded, config: TrainConfig) -> Any:
+    """The model's processor as TRL is to call it: pictures of at most `max_pixels`, padding on the left."""
+    processor = copy.deepcopy(loaded.processor)
+    processor.image_processor.size = limit_size(processor.image_processor, config.max_pixels)
+    processor.tokenizer.padding_side = "left"
+    return processor
