@@ -90,7 +90,7 @@ def refuse_cut_answers(outputs: Sequence[Any], limit: int) -> None:
     cut = sum(answer.finish_reason == "length" and len(answer.token_ids) < limit for answer in answers)
     if cut:
         raise UserError(
-            f"{cut} of {len(answers)} answers were cut off by vLLM's max_model_len before the {limit} tokens that are allowed: raise it, or "
+            f"{cut} of {len(answers)} answers were cut off by vLLM's max_model_len before the {limit} tokens allowed: raise it, or "
             "make images smaller; nothing of them was kept"
         )
 
