@@ -1,9 +1,11 @@
 """Several processes of `--engine trl` as accelerate starts them: killed, resumed, evaluated; and what a launch refuses."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -131,3 +133,35 @@ def test_another_number_of_processes_is_refused_by_all(resumed, tmp_path):
     said = [line for line in out.with_suffix(".log").read_text().splitlines() if line.startswith("mr1-bench:")]
     assert len(said) == 1 and "was begun with 3 processes, and now there are 2" in said[0]
     assert len(rows(out)) == 5
+
+
+def test_a_process_that_dies_on_another_machine_ends_this_one_with_one_line(tmp_path):
+    """Two launchers, as two machines have: the one whose process lives is not told by its own launcher."""
+    out = tmp_path / "run"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    place = f"--nnodes 2 --nproc_per_node 1 --master_addr 127.0.0.1 --master_port {port}".split()
+    flags = [*FLAGS.replace("--steps 5", "--steps 500").split(), "--out", str(out)]
+    machines = []
+    for rank in (0, 1):
+        launcher = [sys.executable, "-m", "torch.distributed.run", *place, "--node_rank", str(rank), "-m", "mr1_bench"]
+        with (tmp_path / f"{rank}.log").open("w") as log:
+            machines.append(subprocess.Popen([*launcher, *flags], stdout=log, stderr=log, start_new_session=True))
+    here, there = machines
+    try:
+        deadline = time.monotonic() + LIMIT_S
+        while not (out / "last" / "run.json").exists():
+            assert here.poll() is None and time.monotonic() < deadline, (tmp_path / "0.log").read_text()
+            time.sleep(0.1)
+        for pid in [*children(there.pid), there.pid]:
+            os.kill(pid, signal.SIGKILL)
+        assert here.wait(timeout=60) != 0
+        (line,) = [line for line in (tmp_path / "0.log").read_text().splitlines() if line.startswith("mr1-bench:")]
+        assert "another process of this run is gone" in line
+        assert (out / "last" / "run.json").exists()
+    finally:
+        for machine in machines:
+            for pid in [*children(machine.pid), machine.pid]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)

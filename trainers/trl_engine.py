@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -45,6 +46,9 @@ LIMIT = timedelta(minutes=30)
 PIECES = "deepspeed"
 """Folder in a checkpoint's trainer_state: what each process of DeepSpeed keeps."""
 
+_GONE = re.compile(
+    r"closed by peer|reset by peer|Connection refused|Timed out|NCCL", re.IGNORECASE
+)  # gloo's errors have no type of their own
 _DONE, _ABORT = "done", "abort"
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -131,6 +135,13 @@ def train(config: TrainConfig) -> int:
         trainer = trl_trainers.make(config, loaded, sets, crew, run)
         trainer.go(start)
         code = int(crew.phase(lambda: run and run.close()))
+    except RuntimeError as error:
+        if crew.size > 1 and (isinstance(error, dist.DistError) or _GONE.search(str(error))):
+            last = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"another process of this run is gone ({last}); its own output says why. What was saved is kept: run the same command again"
+            ) from error
+        raise
     finally:
         checkpoints.close_run(config.out)
     if dist.is_initialized():
