@@ -174,7 +174,8 @@ def step(model: Model, config: TrainConfig, task: Task, gpus: int) -> Seconds:
     samples = all_samples / busy
     tokens = min(task.mean, config.max_new_tokens) if grouped else TARGET_TOKENS
     vision, decoder = _forward(model, samples, task.train_image, task.text, tokens)
-    passes = (vision + decoder) * (2 if config.gradient_checkpointing else 1) + (decoder if model.rank else 2 * (vision + decoder))
+    learning = decoder if model.rank else vision + decoder  # beside adapters the tower is frozen: no backward pass, nothing computed again
+    passes = vision + decoder + learning * (int(config.gradient_checkpointing) + (1 if model.rank else 2))
     work = Seconds()
     if isinstance(config, GRPOConfig):
         passes += vision + decoder if config.beta_max else 0  # the reference

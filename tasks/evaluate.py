@@ -114,11 +114,11 @@ def choose_device(device: str | None) -> str:
 
 def _make_config(args: argparse.Namespace, backend: str, crew: Ranks) -> EvalConfig:
     """Return the whole configuration; an option that the backend would ignore is refused, so that the record never claims it."""
-    if backend in _HF_BACKENDS.values():
-        if crew.world > 1 and args.device is None:
-            ranks.take_gpus(crew, 1)
-        elif crew.world > 1 and args.device != "cpu":
+    if backend != "vllm" and crew.world > 1 and args.device != "cpu":
+        if args.device is not None:
             raise UserError(f"--device {args.device} with {crew.world} processes: leave it out, each takes a GPU of its own, or say cpu")
+        ranks.take_gpus(crew, 1)
+    if backend in _HF_BACKENDS.values():
         device, max_pixels = choose_device(args.device), args.max_pixels or NO_PIXEL_CAP
     else:
         device, max_pixels = args.device, args.max_pixels
@@ -148,7 +148,8 @@ def _engine(checkpoint: Path, backend: str, more: str | None, verbose: bool, cre
     arguments = vllm_setup.parse_arguments(more)
     gpus = vllm_backend.gpus(arguments)
     vllm_setup.version()
-    ranks.take_gpus(crew, gpus)
+    if arguments.get("distributed_executor_backend") != "ray":  # Ray's are on other machines too
+        ranks.take_gpus(crew, gpus)
     vllm_backend.prepare(verbose)
     return vllm_backend.facts(checkpoint, vllm_backend.engine_arguments(checkpoint, arguments))
 
@@ -334,8 +335,7 @@ def _run(args: argparse.Namespace, crew: Ranks) -> int:
     facts = {name: _task_facts(get_spec(name), config) for name in names if name in _OUR_NAMES}
     outside = [name for name in names if name not in _OUR_NAMES]
     manager = harness.open_tasks(names, args.include_path) if outside else None
-    for name in outside:
-        facts[name] = harness.outside_facts(manager, name, args.include_path)
+    facts |= {name: harness.outside_facts(manager, name, args.include_path) for name in outside}
 
     versions = records.package_versions()
     settings = {key: value for key, value in asdict(config).items() if key not in ("model", "tasks")}

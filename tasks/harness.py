@@ -229,7 +229,7 @@ def evaluate(
             datetime_str=stamp,
             verbosity="ERROR",
         )
-    if journal is None:  # tasks without generation: the first process does those alone
+    if journal is None:  # tasks without generation are not divided, and the first process's results count
         raise ShareDone
     samples = {task: [dict(row) for row in rows] for task, rows in results["samples"].items()}
     tracker.general_config_tracker.model_source = config.backend  # it holds the model itself and would copy it whole, which vLLM's refuses

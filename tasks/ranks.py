@@ -8,6 +8,7 @@ must not know what the work is.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -23,8 +24,9 @@ from mr1_bench.specs import UnknownTaskError
 
 SILENCE_VARIABLE = "MR1_RANK_SILENCE_S"
 _SILENCE_S = 45.0  # seconds without a sign of life after which a process counts as lost
+_LONGEST_SILENCE_S = 86400.0
 _BEAT_S = 1.0
-_ANSWER_LIMIT_S = 3600.0  # longest wait for the next answer of another process, and for the first one to load or to grade
+_ANSWER_LIMIT_S = 3600.0  # longest wait for the next answer of another process, and for the first one to load
 _TELL_S = 10.0  # longest wait for the first process to say why all end
 _LEAVE_S = 3.0
 _PIECE = 4 << 20  # bytes; the store takes no more than 8 MiB at once
@@ -80,7 +82,7 @@ class Ranks:
         if self.first:
             self._store.set(key, value.encode())
             return value
-        return self._wait_for(key).decode()
+        return self._wait_for(key, _ANSWER_LIMIT_S).decode()
 
     def agree(self, what: str, value: str) -> None:
         """Make sure that this process has the same value as the first.
@@ -138,17 +140,20 @@ class Ranks:
             while self._store.check([key := f"result{rank}/{self._collected[rank]}"]):
                 names = [f"{key}/{index}" for index in range(int(self._store.get(key)))]
                 number, result = json.loads(zlib.decompress(b"".join(self._store.get(name) for name in names)))
-                self._receive(number, result)  # type: ignore[misc]
+                try:
+                    self._receive(number, result)  # type: ignore[misc]
+                except ValueError:  # the journal is closed: this process is leaving
+                    return
                 self._collected[rank] += 1
                 self._awaited.discard(number)
                 for name in (key, *names):
                     self._store.delete_key(name)
 
-    def _wait_for(self, key: str) -> bytes:
-        deadline = time.monotonic() + _ANSWER_LIMIT_S
+    def _wait_for(self, key: str, limit: float) -> bytes:
+        deadline = time.monotonic() + limit
         while not self._store.check([key]):
             if time.monotonic() > deadline:
-                raise UserError(f"the first process said nothing for {_ANSWER_LIMIT_S:g} s; {KEPT}")
+                raise UserError(f"the first process said nothing for {limit:g} s; {KEPT}")
             time.sleep(0.05)
         value: bytes = self._store.get(key)
         return value
@@ -175,8 +180,8 @@ class Ranks:
                         self._end(f"{silent} (where it is only slow, raise {SILENCE_VARIABLE}); {KEPT}")
             except OSError as error:  # the journal cannot be written
                 self._end(f"{error}; {KEPT}")
-            except ValueError:  # the journal is closed: this process is leaving
-                return
+            except (ValueError, zlib.error) as error:
+                self._end(f"what another process handed in cannot be read: {error}; {KEPT}")
             except RuntimeError:  # PyTorch's errors of the store
                 self._end(_GONE)
 
@@ -256,7 +261,7 @@ class Ranks:
         if self.first:
             self._store.set("done", b"")
         else:
-            self._wait_for("done")
+            self._wait_for("done", math.inf)  # its share and its grading may take hours; where it dies, its beats end
         self._stop.set()
         if self.first:
             self._see_off()
@@ -281,10 +286,11 @@ def join() -> Ranks:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a store that is gone is no reason for pages of C++ frames
     from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
 
+    silence = _read_silence()
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store outlives the processes that it starts again
     try:
         rank, world, local_rank, local_world = (int(os.environ[name]) for name in _LAUNCHER[:4])
-        silence = float(os.environ.get(SILENCE_VARIABLE, _SILENCE_S))
-        store = next(rendezvous("env://", timeout=timedelta(seconds=_SILENCE_S)))[0]
+        store = next(rendezvous("env://", timeout=timedelta(seconds=max(silence, _SILENCE_S))))[0]
     except KeyError as error:
         raise UserError(f"WORLD_SIZE is set but {error} is not: start this with torchrun or accelerate launch, or unset it") from None
     except (ValueError, RuntimeError) as error:
@@ -292,7 +298,18 @@ def join() -> Ranks:
         raise UserError(f"WORLD_SIZE is set, but the launcher's store cannot be reached: {text}") from None
     for name in [name for name in os.environ if name in _LAUNCHER or name.startswith(_LAUNCHER_PREFIXES)]:
         del os.environ[name]
-    return Ranks(rank, world, local_rank, local_world, PrefixStore("mr1-bench eval", store), silence)
+    return Ranks(rank, world, local_rank, local_world, PrefixStore(f"mr1-bench eval {attempt}", store), silence)
+
+
+def _read_silence() -> float:
+    text = os.environ.get(SILENCE_VARIABLE, f"{_SILENCE_S:g}")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= _LONGEST_SILENCE_S:
+        raise UserError(f"{SILENCE_VARIABLE}={text}: expected seconds, more than 0 and at most {_LONGEST_SILENCE_S:g}")
+    return seconds
 
 
 def own_gpus(ranks: Ranks, each: int, visible: Sequence[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """`mr1-bench eval` under `accelerate launch`: the answers of one process, whatever number of processes begins, is killed and goes on."""
 
+import argparse
 import json
 import os
 import signal
@@ -11,6 +12,9 @@ import time
 import pytest
 
 from mr1_bench.cli import main
+from mr1_bench.errors import UserError
+from mr1_bench.model_files import resolve_model
+from mr1_bench.tasks import evaluate, ranks, vllm_backend
 from tests.processes import children
 
 pytestmark = pytest.mark.scale
@@ -50,7 +54,7 @@ def rows_of(folder):
 def journal_of(out):
     found = {}
     for path in out.glob("eval/*/journal.jsonl"):
-        for line in path.read_text().splitlines()[1:]:
+        for line in path.read_bytes().split(b"\n")[1:-1]:  # the last may be half written
             with_answers = json.loads(line)["answers"]
             assert not found.keys() & with_answers.keys(), "answered twice"
             found |= with_answers
@@ -117,13 +121,12 @@ def test_killed_with_two_processes_it_goes_on_with_one(alone, tmp_path, capsys):
     ("more", "message"),
     [
         (["--device", "cuda:1"], "each takes a GPU of its own"),
+        (["--backend", "llava_hf", "--device", "cuda:1"], "each takes a GPU of its own"),
         (["--backend", "vllm", "--vllm-args", "data_parallel_size=2"], "start as many processes instead"),
         (["--backend", "vllm", "--vllm-args", "tensor_parallel_size=two"], "expected a whole number from 1"),
     ],
 )
 def test_what_several_gpus_cannot_do_is_one_line(tmp_path, monkeypatch, capsys, more, message):
-    from mr1_bench.tasks import ranks
-
     monkeypatch.setattr(ranks, "join", lambda: ranks.Ranks(0, 2, 0, 2))
     device = COMMAND.index("--device")
     assert main([*COMMAND[:device], *COMMAND[device + 2 :], *more, "--out", str(tmp_path)]) == 2
@@ -131,8 +134,43 @@ def test_what_several_gpus_cannot_do_is_one_line(tmp_path, monkeypatch, capsys, 
     assert message in error and error.count("\n") == 1
 
 
-def test_the_gpus_of_an_engine():
-    from mr1_bench.tasks import vllm_backend
+@pytest.mark.parametrize(
+    ("more", "world", "own"),
+    [
+        (["--backend", "hf"], 2, "1"),
+        (["--backend", "llava_hf"], 2, "1"),
+        (["--backend", "llava_hf"], 1, "0,1"),
+        (["--backend", "llava_hf", "--device", "cpu"], 2, "0,1"),
+        (["--backend", "vllm"], 2, "1"),
+        (["--backend", "vllm", "--vllm-args", "tensor_parallel_size=2"], 2, "4 GPUs are needed"),
+        (["--backend", "vllm", "--vllm-args", "tensor_parallel_size=8"], 1, "8 GPUs are needed"),
+        (["--backend", "vllm", "--vllm-args", "tensor_parallel_size=8,distributed_executor_backend=ray"], 1, "0,1"),
+    ],
+)
+def test_whatever_the_backend_each_process_has_gpus_of_its_own(tmp_path, monkeypatch, more, world, own):
+    """On a machine with two GPUs, as PyTorch counts them."""
+    import torch
 
+    from mr1_bench import vllm_setup
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(os.environ["CUDA_VISIBLE_DEVICES"].split(",")))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(vllm_setup, "version", lambda: "0")
+    monkeypatch.setattr(vllm_backend, "prepare", lambda verbose: None)  # it sets the environment for good
+    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    parser = argparse.ArgumentParser()
+    evaluate.add_arguments(parser)
+    args = parser.parse_args(["--model", "tiny", "--tasks", "mr1_vc_synth", "--out", str(tmp_path), *more])
+    checkpoint, crew = resolve_model("tiny"), ranks.Ranks(world - 1, world, world - 1, world)
+    try:
+        config = evaluate._make_config(args, evaluate._choose_backend(args.backend, checkpoint), crew)
+        evaluate._engine(checkpoint, config.backend, args.vllm_args, args.verbose, crew)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == own
+    except UserError as error:
+        assert own in str(error) and not own[-1].isdigit()
+
+
+def test_the_gpus_of_an_engine():
     assert vllm_backend.gpus({}) == 1
     assert vllm_backend.gpus({"data_parallel_size": 1, "tensor_parallel_size": 4, "pipeline_parallel_size": 2}) == 8

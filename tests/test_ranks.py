@@ -1,7 +1,6 @@
 """Processes that share an evaluation: each piece of work is done once, and whatever happens to one, all end with one line."""
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -19,11 +18,14 @@ from mr1_bench.tasks import ranks
 from mr1_bench.tasks.ranks import Ranks, own_gpus
 from tests.processes import is_running
 
+pytestmark = pytest.mark.scale
+
 WORK = """
 import os, sys, time
 from mr1_bench.errors import UserError
 from mr1_bench.tasks import ranks
 
+attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT")
 crew = ranks.join()
 with open(f"{sys.argv[2]}{crew.rank}", "w") as file:
     file.write(str(os.getpid()))
@@ -31,6 +33,8 @@ with open(f"{sys.argv[2]}{crew.rank}", "w") as file:
 def work():
     assert not any(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
     what = sys.argv[1]
+    if what == "twice":
+        what = ("last fails", "go")[int(attempt)]
     crew.agree("settings", str(crew.rank) if what == "differ" else "same")
     if what == "last fails" and crew.rank == crew.world - 1:
         raise UserError("no space here")
@@ -38,6 +42,9 @@ def work():
         raise ZeroDivisionError("of no use")
     if what == "all fail":
         raise UserError("nothing to do")
+    if what == "garbage" and not crew.first:
+        crew._store.set("result1/0/0", b"no answer")
+        crew._store.set("result1/0", b"1")
     got = {}
     for number in crew.divide(list(range(9)), got.__setitem__):
         time.sleep(0.01 if what == "go" else 600)
@@ -104,6 +111,7 @@ def wait_for(condition, limit=60):
         ("last fails", 3, [2, 2, 2], "process 2 of 3: no space here"),
         ("all fail", 3, [2, 2, 2], "nothing to do"),
         ("crash", 2, [2, 1], "process 1 of 2 crashed; what was answered is kept"),
+        ("garbage", 2, [2, 2], "what another process handed in cannot be read"),
     ],
 )
 def test_all_end_alike_and_one_says_why(tmp_path, what, world, codes, line):
@@ -152,6 +160,17 @@ def test_without_their_launcher_they_end(tmp_path):
     assert len(lines((tmp_path / "log").read_text())) in (1, 2)  # nobody is left through whom they could settle who says it
 
 
+def test_what_a_first_attempt_left_in_the_store_does_not_end_the_second(tmp_path):
+    script = tmp_path / "work.py"
+    script.write_text(WORK)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
+    command = [*torchrun, "--max_restarts", "1", str(script), "twice", str(tmp_path / "pid")]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout == "done\n"
+    assert len(lines(found.stderr)) == 1 and "no space here" in found.stderr
+
+
 @pytest.fixture
 def crew(monkeypatch):
     from torch.distributed import TCPStore
@@ -198,6 +217,34 @@ def test_every_piece_is_done_once_and_arrives_whole(crew):
     assert got[7]["text"] == "√ of 7"
 
 
+def test_those_that_are_done_wait_for_the_first_as_long_as_it_lives(crew, monkeypatch):
+    first, other = crew(2)
+    monkeypatch.setattr(ranks, "_ANSWER_LIMIT_S", 0.1)
+    ended = []
+    thread = threading.Thread(target=lambda: ended.append(other._finish()))
+    thread.start()
+    time.sleep(1)
+    assert thread.is_alive()
+    first._finish()
+    thread.join(20)
+    assert ended == [None]
+
+
+def test_a_first_process_that_has_closed_its_journal_still_beats(crew):
+    first, other = crew(2)
+    arrived = []
+
+    def closed(number, result):
+        arrived.append(number)
+        raise ValueError("write to closed file")
+
+    first._receive = closed
+    other.hand_in(0, "an answer")
+    wait_for(lambda: arrived, 20)
+    beat = int(other._store.get("beat0"))
+    wait_for(lambda: int(other._store.get("beat0")) > beat + 2, 20)  # before the watch over it ends this process
+
+
 def test_alone_nothing_is_shared():
     alone, got = Ranks(), {}
     assert alone.first and alone.tell("key", "value") == "value"
@@ -225,6 +272,14 @@ def test_half_a_launcher_is_refused(monkeypatch, env, message):
         ranks.join()
 
 
+@pytest.mark.parametrize("text", ["abc", "nan", "0", "-1", "inf", ""])
+def test_a_wrong_silence_is_named(monkeypatch, text):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MR1_RANK_SILENCE_S", text)
+    with pytest.raises(UserError, match=f"^MR1_RANK_SILENCE_S={text}: expected seconds, more than 0"):
+        ranks.join()
+
+
 def test_each_process_has_gpus_of_its_own():
     visible = ["0", "1", "GPU-a", "GPU-b"]
     assert [own_gpus(Ranks(rank + 4, 8, rank, 4), 1, visible) for rank in range(4)] == [["0"], ["1"], ["GPU-a"], ["GPU-b"]]
@@ -232,7 +287,3 @@ def test_each_process_has_gpus_of_its_own():
     for members, each in ((Ranks(0, 5, 0, 5), 1), (Ranks(1, 2, 1, 2), 3), (Ranks(), 8)):
         with pytest.raises(UserError, match="GPUs are needed on this machine"):
             own_gpus(members, each, visible)
-
-
-def test_json_of_pieces_is_what_the_first_has():
-    assert json.loads(Ranks().tell("pieces", json.dumps([1]))) == [1]

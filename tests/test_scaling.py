@@ -1,6 +1,7 @@
 """The cost model of docs/scaling.md: the document holds what the script prints, and one case is as reckoned by hand."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,38 @@ def test_a_step_of_7b_with_adapters_on_64_gpus(scaling):
     # backward pass, and its own like), one of the tokens less, and attention and the vision tower more.
     passes = 4 * 2 * 312 * 2 * 6.53e9 / (0.35 * 989e12)
     assert found["compute"] == pytest.approx(passes, rel=0.15)
+
+
+def test_the_document_says_what_the_network_takes(scaling):
+    shares = {}
+    for key, model in scaling.MODELS.items():
+        for method in scaling.RUNS:
+            for family in scaling.TASKS:
+                config = scaling.recipe(model, method, family)
+                for gpus in (count for count in (1, 2, 4, 8, 16, 32, 64) if scaling.fits(model, count)):
+                    found = scaling.step(model, config, scaling.TASKS[family], gpus)
+                    shares[key, method, family, gpus] = found["network"] / found.total
+                    if method == "sft" and not model.rank and gpus >= 8:
+                        assert found.bottleneck == "network"
+                        whole = scaling.training(model, config, gpus)
+                        assert whole["files"] > found.total * config.steps
+    most = max((case for case in shares if case[1] == "grpo-d"), key=shares.get)
+    assert most == ("7B-all", "grpo-d", "vc", 64)
+    text = " ".join(scaling.DOCUMENT.read_text(encoding="utf-8").split())
+    assert f"The network takes {100 * shares[most]:.0f} % of a step at most (7B, all weights, counting, 64 GPUs)" in text
+    assert "the largest part of the step from 8 GPUs on" in text
+
+
+def test_beside_adapters_the_frozen_tower_is_passed_forward_only(scaling):
+    model, task = scaling.MODELS["7B"], scaling.TASKS["vc"]
+    config = scaling.recipe(model, "sft", "vc")
+    assert config.gradient_checkpointing
+    found = scaling.step(model, config, task, 1)["compute"]
+    wide = scaling.step(model, config, replace(task, train_image=2 * task.train_image, text=task.text - task.train_image), 1)["compute"]
+    # As many tokens for the decoder, twice the patches (4 a token) for the tower: 32 blocks of 12 * 1280^2 weights, and attention.
+    patches = 4 * task.train_image
+    tower = 2 * patches * 32 * 12 * 1280**2 + 4 * 32 * 1280 * ((2 * patches) ** 2 - patches**2)
+    assert wide - found == pytest.approx(config.prompts_per_step * tower / (0.35 * 989e12), rel=0.05)
 
 
 def test_where_nothing_is_left_to_divide_gpu_hours_grow(scaling):
