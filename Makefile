@@ -36,7 +36,7 @@ test: check  ## run the checks, then the tests, but for those of the two targets
 	$(BIN)/pytest -n 2 --dist worksteal -m "not scale"
 
 test-scale: $(VENV)/installed  ## run the tests that start clusters and several processes of torch
-	$(BIN)/pytest -m scale
+	$(BIN)/pytest -n 2 --dist loadfile -m scale
 
 # uv takes what pip is told by its environment only under its own names; torch's CPU build lies in no ordinary index, so where nothing
 # else is configured uv's own knowledge of PyTorch's index serves.

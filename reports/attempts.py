@@ -7,12 +7,16 @@ attempt takes over when it begins. An attempt that finds another's claim stops i
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import socket
+import stat
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +31,8 @@ ATTEMPTS = 4
 """How often a cell is begun in one start of the command, so that one that brings its nodes down ends."""
 _STOP_S = 3 * TICK_S  # for an attempt to see that its claim is gone, for which it looks every tick, and to stop
 _SEEN_S = 15.0  # for a file of another machine to show: network file systems remember for a while that there was none
+_SCRATCH = "mr1-cell-"
+_FRESH_S = 60.0  # for a scratch folder's process to lock it
 _LOCK_S = 150.0  # for a lock of a lost node to lapse: NFS keeps it for 90 s
 
 
@@ -73,7 +79,7 @@ class Parcel:
 def make_ticket(job: Job, out: Path, threads: int) -> Ticket:
     """The ticket of a new submission."""
     data = os.environ.get("MR1_DATA_DIR")
-    return Ticket(job, str(out), uuid.uuid4().hex, _code(), threads, str(Path.cwd()), data and str(Path(data).resolve()))
+    return Ticket(job, str(out), uuid.uuid4().hex, own_code(), threads, str(Path.cwd()), data and str(Path(data).resolve()))
 
 
 def claim_of(out: Path, name: str) -> Path:
@@ -84,6 +90,13 @@ def claim_of(out: Path, name: str) -> Path:
 def submit(ticket: Ticket) -> None:
     """Take the cell for this submission; to be called before it goes off. Attempts of earlier submissions stop then."""
     records.write_atomic(claim_of(Path(ticket.out), ticket.job.name), ticket.start)
+
+
+def renew(ticket: Ticket) -> None:
+    """Let the cell begin anew, its attempts counted from one, where it is this submission's still."""
+    claim = _read(claim_of(Path(ticket.out), ticket.job.name))
+    if claim and claim[0] == ticket.start:
+        submit(ticket)
 
 
 def withdraw(out: Path, name: str) -> None:
@@ -105,9 +118,14 @@ def has_begun(out: Path, name: str) -> bool:
     return len(_read(claim_of(out, name))) > 1
 
 
+def own_code() -> str:
+    """Hash of this machine's code, with that which runs cells."""
+    return records.code_sha256("trainers", "reports")
+
+
 def check_code(expected: str) -> str:
     """Why nothing can run on this node, if it has another version of mr1-bench; else empty."""
-    if _code() == expected:
+    if own_code() == expected:
         return ""
     return f"node {socket.gethostname()} has another version of mr1-bench than this machine; install the same on every node"
 
@@ -132,11 +150,14 @@ def answer_token(out: str, token: str) -> str:
 
 
 def is_answered(out: Path, token: str) -> bool:
-    """Whether a node's answer to the token shows here; takes both away."""
-    found = _wait((out / ROOM / f"answer-{token}").is_file, _SEEN_S)
+    """Whether a node's answer to the token shows here."""
+    return _wait((out / ROOM / f"answer-{token}").is_file, _SEEN_S)
+
+
+def drop_token(out: Path, token: str) -> None:
+    """Take a token and its answer away."""
     for word in ("token", "answer"):
         (out / ROOM / f"{word}-{token}").unlink(missing_ok=True)
-    return found
 
 
 def run_shared(ticket: Ticket) -> Outcome:
@@ -158,8 +179,9 @@ def run_shared(ticket: Ticket) -> Outcome:
     if earlier:
         time.sleep(_STOP_S)
     folder = Path(ticket.job.run).parent
-    _wait(lambda: not any(is_locked(path) for path in _locks(folder)), _LOCK_S)
-    ended = run_one(ticket.job, _variables(ticket), lambda: _holds(claim, mine), _directory(ticket))
+    _wait(lambda: not _holds(claim, mine) or not any(is_locked(path) for path in _locks(folder)), _LOCK_S)
+    begin = _holds(claim, mine)
+    ended = run_one(ticket.job, _variables(ticket), lambda: _holds(claim, mine), _directory(ticket)) if begin else None
     return Outcome(ended or _failed(ticket, "another attempt of this cell has taken over"))
 
 
@@ -173,13 +195,42 @@ def run_apart(ticket: Ticket, begun: bytes | None) -> Parcel:
     refused = check_code(ticket.code)
     if refused:
         return Parcel(Outcome(None, refused), b"", "")
-    with tempfile.TemporaryDirectory(prefix="mr1-cell-") as scratch:
+    _sweep()
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH) as scratch, _locked(scratch):
         folder = Path(scratch) / ticket.job.name
         if begun is not None:
             collecting.unpack(begun, folder)
         ended = run_one(_moved(ticket.job, folder), _variables(ticket), lambda: True, _directory(ticket))
         content = collecting.pack(folder)
     return Parcel(Outcome(ended), content, collecting.digest(content))
+
+
+def _sweep() -> None:
+    """Remove scratch folders on this node whose process has ended without: a killed command's, or those of a worker that was ended."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
+        try:
+            found = path.lstat()
+            if found.st_uid == os.getuid() and stat.S_ISDIR(found.st_mode) and time.time() - found.st_mtime > _FRESH_S:
+                with _locked(path) as free:
+                    if free:
+                        shutil.rmtree(path, ignore_errors=True)
+        except OSError:  # another attempt has removed it
+            continue
+
+
+@contextmanager
+def _locked(folder: str | Path) -> Iterator[bool]:
+    """Hold a folder for this process, whose end lets go of it, however it ends; gives whether it is held, which not every disk knows."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held = True
+    except OSError:
+        held = False
+    try:
+        yield held
+    finally:
+        os.close(descriptor)
 
 
 def _moved(job: Job, folder: Path) -> Job:
@@ -218,10 +269,6 @@ def _holds(claim: Path, mine: str) -> bool:
 
 def _read(claim: Path) -> list[str]:
     return claim.read_text().split() if claim.is_file() else []
-
-
-def _code() -> str:
-    return records.code_sha256("trainers")
 
 
 def _failed(ticket: Ticket, why: str) -> Ended:

@@ -34,6 +34,7 @@ def pack(folder: Path) -> bytes:
 def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
     """Without the owner; and without times that a lock or a way through an archive changes: those of folders and links."""
     member.uid = member.gid = 0
+    member.mode &= 0o755  # tarfile's filter takes the group's right to write, so a hash after it would be another
     member.uname = member.gname = ""
     member.mtime = int(member.mtime) if member.isreg() else 0
     return member

@@ -10,15 +10,16 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import subprocess
+import sys
+import threading
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mr1_bench import records
 from mr1_bench.errors import UserError
 from mr1_bench.reports import attempts, collecting
 from mr1_bench.reports.attempts import ATTEMPTS, ROOM, Outcome, Parcel
@@ -27,8 +28,9 @@ from mr1_bench.reports.workers import TICK_S, Ended, Job, Progress
 
 _PATIENCE_S = 40.0
 """How long a cluster may lack a node that is large enough: at the start, or after one was lost."""
+_HEAD_S = 40.0  # for the cluster's head to answer
 _ANSWER_S = 40.0  # for a node to start a process and answer
-_TRIES = 3  # to hear from a node
+_SILENT_S = 100.0  # that a node may leave questions without an answer
 _GIB = 2**30
 
 
@@ -74,6 +76,7 @@ def connect(address: str | None) -> Iterator[None]:
     try:
         if host and port.isdigit():  # Ray itself asks for many minutes
             socket.create_connection((host, int(port)), timeout=10).close()
+            _probe(address)
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         what = " ".join(str(error).split())[:300]
@@ -82,6 +85,21 @@ def connect(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _probe(address: str) -> None:
+    """Ask the head of a cluster anything, in another process, as what is no Ray may leave one waiting without end.
+
+    Raises:
+        OSError: it does not answer.
+    """
+    words = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--skip-version-check", "--address", address]
+    try:
+        answer = subprocess.run(words, capture_output=True, timeout=_HEAD_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise OSError("what listens there is no Ray, or hangs") from None
+    if answer.returncode != 0:
+        raise OSError("what listens there is no Ray")
 
 
 def count_slots(resources: Resources) -> int:
@@ -164,15 +182,25 @@ def _take(cluster: RayCluster, job: Job, before: str | None, reference: Any) -> 
 def _nodes() -> list[Mapping[str, Any]]:
     """The nodes that are alive.
 
-    Raises:
-        UserError: the cluster's head does not answer any more.
+    Where the head does not answer, this process ends, with a line: Ray, which has no limit of its own here, ends it after a minute
+    with a trace.
     """
     import ray
 
-    try:
-        return [node for node in ray.nodes() if node["Alive"]]
-    except (ray.exceptions.RayError, RuntimeError, OSError) as error:
-        raise UserError(f"the Ray cluster's head does not answer any more ({error}); the same command goes on once it does") from None
+    found: list[Mapping[str, Any]] = []
+
+    def ask() -> None:
+        with suppress(ray.exceptions.RayError, RuntimeError, OSError):
+            found.extend(ray.nodes())
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_HEAD_S)
+    if not found:  # an end in order would wait for the head too
+        print("\nmr1-bench: the Ray cluster's head does not answer any more; the same command goes on once it does", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(2)
+    return [node for node in found if node["Alive"]]
 
 
 def _declared(resources: Resources) -> dict[str, float]:
@@ -218,38 +246,53 @@ class _Nodes:
 
     def __init__(self, cluster: RayCluster) -> None:
         self._out, self._collect = cluster.out, cluster.collect
-        self._asked: Counter[str] = Counter()
+        self._since: dict[str, float] = {}
+        self._good: set[str] = set()
 
     def check(self, nodes: Sequence[Mapping[str, Any]]) -> None:
         """Ask those that have not answered yet, all at once.
 
         Raises:
-            UserError: one cannot run cells.
+            UserError: one cannot run cells, or has not answered several times.
         """
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        code, asked = records.code_sha256("trainers"), []
-        for node in (node for node in nodes if self._asked[node["NodeID"]] < _TRIES):
-            self._asked[node["NodeID"]] += 1
+        new = [node for node in nodes if node["NodeID"] not in self._good]
+        if not new:
+            return
+        code, began = attempts.own_code(), time.monotonic()
+        tokens = {node["NodeID"]: None if self._collect else attempts.offer_token(self._out) for node in new}
+        asked = []
+        for node in new:
             strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             ask = ray.remote(_ask).options(num_cpus=0, max_retries=0, scheduling_strategy=strategy)
-            token = None if self._collect else attempts.offer_token(self._out)
-            asked.append((node, token, ask.remote(str(self._out), token, code)))
-        deadline = time.monotonic() + _ANSWER_S
-        for node, token, answer in asked:
-            address = node["NodeManagerAddress"]
-            try:
-                refused = ray.get(answer, timeout=max(0.0, deadline - time.monotonic()))
-            except ray.exceptions.RayTaskError as error:
-                refused = f"node {address} cannot run mr1-bench: {str(error).splitlines()[-1]}"
-            except ray.exceptions.RayError:  # lost meanwhile, or slow: asked again in the next round
-                continue
-            if token is not None and not attempts.is_answered(self._out, token) and not refused:
-                refused = f"what node {address} writes in {self._out} does not show here: share that folder, or add --collect"
-            if refused:
-                raise UserError(refused)
-            self._asked[node["NodeID"]] = _TRIES
+            asked.append((node, ask.remote(str(self._out), tokens[node["NodeID"]], code)))
+        try:
+            for node, answer in asked:
+                self._hear(node, answer, tokens[node["NodeID"]], began)
+        finally:
+            for token in filter(None, tokens.values()):
+                attempts.drop_token(self._out, token)
+
+    def _hear(self, node: Mapping[str, Any], answer: Any, token: str | None, began: float) -> None:
+        """Take a node's answer to what it was asked at the time `began`."""
+        import ray
+
+        address, since = node["NodeManagerAddress"], self._since.setdefault(node["NodeID"], began)
+        try:
+            refused = ray.get(answer, timeout=max(0.0, began + _ANSWER_S - time.monotonic()))
+        except ray.exceptions.RayTaskError as error:
+            refused = f"node {address} cannot run mr1-bench: {str(error).splitlines()[-1]}"
+        except ray.exceptions.RayError as error:  # lost meanwhile, or slow: asked again in the next round
+            if time.monotonic() - since < _SILENT_S:
+                return
+            refused = f"node {address} does not answer ({type(error).__name__}); take it out of the cluster, or start its Ray anew"
+        if token is not None and not refused and not attempts.is_answered(self._out, token):
+            refused = f"what node {address} writes in {self._out} does not show here: share that folder, or add --collect"
+        if refused:
+            raise UserError(refused)
+        self._good.add(node["NodeID"])
 
 
 def _ask(out: str, token: str | None, code: str) -> str:

@@ -6,12 +6,11 @@ folder, which every node has to see. It must not know what cells are for.
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +26,14 @@ if TYPE_CHECKING:
     import submitit
 
 KIND = "slurm"
-"""Which of submitit's executors: with `local` the same path runs on this machine, without Slurm."""
-_UNKNOWN_S = 120.0  # how long neither sacct nor squeue may know a job that has left no result
+"""Which of submitit's executors."""
+_RUNS = frozenset({"PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "STAGE_OUT", "SIGNALING", "STOPPED", "RESIZING"})
+_AGAIN = frozenset({"REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT", "NODE_FAIL", "PREEMPTED"})
+"""Slurm's states of a job that will run again; the last two may be an end too, and leave the queue within minutes then."""
+_EARLIER = "its job was submitted by an earlier start, maybe of an earlier version of mr1-bench, and could not run"
+_ASK_S = 15.0  # between two questions to the queue
+_RESULT_S = 60.0  # for the result of a job that has ended to show: network file systems take some time
+_UNKNOWN_S = 120.0  # how long the queue may not know a job that has left no result
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+):(?P<minutes>\d\d):\d\d")
 
 
@@ -72,7 +77,7 @@ class CellTask:
         """The same again: training goes on from its last checkpoint. It is no lost node, so attempts are counted anew."""
         from submitit.helpers import DelayedSubmission
 
-        attempts.submit(self.ticket)
+        attempts.renew(self.ticket)
         return DelayedSubmission(self)
 
 
@@ -119,12 +124,18 @@ def make_executor(slurm: Slurm) -> submitit.Executor:
 
 
 def still_running(slurm: Slurm) -> frozenset[str]:
-    """Cells that jobs of an earlier start are still at, or wait in the queue for."""
+    """Cells that jobs of an earlier start are still at, or wait in the queue for; forgets the others."""
     jobs = _recorded(slurm)
-    return frozenset(name for name, job in jobs.items() if not _is_over(job))
+    queue = _Queue()
+    queue.look(jobs.values())
+    held = frozenset(name for name, job in jobs.items() if not _has_result(job) and queue.may_run(job))
+    _forget(slurm, jobs.keys() - held)
+    return held
 
 
-def run_cells(slurm: Slurm, executor: submitit.Executor, jobs: Sequence[Job], progress: Progress) -> Iterator[Ended]:
+def run_cells(
+    slurm: Slurm, executor: submitit.Executor, jobs: Sequence[Job], progress: Progress, held: Collection[str] = ()
+) -> Iterator[Ended]:
     """Submit cells, but for those that an earlier start's jobs are at; gives each as it ends. No failure of a cell stops another.
 
     Args:
@@ -132,31 +143,35 @@ def run_cells(slurm: Slurm, executor: submitit.Executor, jobs: Sequence[Job], pr
         executor: as `make_executor` gives it.
         jobs: the cells.
         progress: is told what happens.
+        held: as `still_running` gave it before the cells were looked at; what has ended since has its result read.
 
     Raises:
         UserError: Slurm takes no job, or a node cannot run any cell.
     """
-    held = still_running(slurm)
     recorded = _recorded(slurm)
-    running = {name: job for name, job in recorded.items() if name in held and name in {one.name for one in jobs}}
-    running |= _submit(slurm, executor, [job for job in jobs if job.name not in running])
+    running = {job.name: recorded[job.name] for job in jobs if job.name in held}
+    running |= _submit(slurm, executor, [job for job in jobs if job.name not in held])
     waiting = set(running)
-    lost = _Lost()
+    queue = _Queue()
     try:
         while running:
             for name in [name for name in waiting if attempts.has_begun(slurm.out, name)]:
                 waiting.discard(name)
                 progress.started(name)
+            queue.look(running.values())
             for name, job in list(running.items()):
-                if _is_over(job):
-                    ended = _ended(name, job)
-                elif lost.has(job):
-                    ended = Ended(name, "failed", f"Slurm does not know its job {job.job_id} any more; it has left no result", 0.0, 0.0)
+                if _has_result(job):
+                    outcome = _outcome(name, job)
+                elif queue.is_gone(job):
+                    outcome = Outcome(_without_result(name, job, f"ended without a result ({queue.said(job)})"))
                 else:
                     continue
                 del running[name]
                 attempts.withdraw(slurm.out, name)
-                yield ended
+                _forget(slurm, {name})
+                if outcome.ended is None and name not in held:
+                    raise UserError(outcome.refused)
+                yield outcome.ended or Ended(name, "failed", f"{_EARLIER}: {outcome.refused}", 0.0, 0.0)
             time.sleep(TICK_S)
             progress.tick()
     finally:
@@ -194,55 +209,86 @@ def _recorded(slurm: Slurm) -> dict[str, submitit.Job[Outcome]]:
     if not slurm.record.is_file():
         return {}
     import submitit
-    from submitit.local.local import LocalJob
 
-    kind: Callable[[Path, str], submitit.Job[Outcome]] = LocalJob if KIND == "local" else submitit.SlurmJob
-    return {name: kind(slurm.out / ROOM / "jobs" / "%j", number) for name, number in records.read_json(slurm.record).items()}
+    return {name: submitit.SlurmJob(slurm.out / ROOM / "jobs" / "%j", number) for name, number in records.read_json(slurm.record).items()}
 
 
-def _is_over(job: submitit.Job[Outcome]) -> bool:
-    if KIND != "local":
-        return job.done()
-    if job.paths.result_pickle.is_file():
-        return True
-    try:  # of an earlier start's job submitit's local executor knows the number alone, which is the process's
-        return os.waitpid(int(job.job_id), os.WNOHANG) != (0, 0)
-    except ChildProcessError:
-        return not Path(f"/proc/{job.job_id}").exists()
+def _forget(slurm: Slurm, names: Collection[str]) -> None:
+    """Take cells out of the record of jobs: theirs have ended, or are lost."""
+    if names:
+        records.write_json(slurm.record, {name: number for name, number in records.read_json(slurm.record).items() if name not in names})
 
 
-class _Lost:
-    """Finds jobs that Slurm has not known for a while: neither its accounting, which not every cluster has, nor its queue."""
-
-    def __init__(self) -> None:
-        self._since: dict[str, float] = {}
-
-    def has(self, job: submitit.Job[Outcome]) -> bool:
-        """Whether a job is one of them."""
-        if KIND != "slurm" or job.watcher.get_state(job.job_id, mode="cache") != "UNKNOWN":
-            self._since.pop(job.job_id, None)
-            return False
-        now = time.monotonic()
-        if now - self._since.setdefault(job.job_id, now) < _UNKNOWN_S:
-            return False
-        self._since[job.job_id] = now
-        try:
-            queue = subprocess.run(["squeue", "--noheader", "--jobs", job.job_id], capture_output=True, text=True, timeout=60, check=False)
-        except (OSError, subprocess.TimeoutExpired):
-            return False
-        return not queue.stdout.strip() and (queue.returncode == 0 or "nvalid job id" in queue.stderr)
+def _has_result(job: submitit.Job[Outcome]) -> bool:
+    return job.paths.result_pickle.is_file()
 
 
-def _ended(name: str, job: submitit.Job[Outcome]) -> Ended:
-    """How a cell's job ended."""
+def _outcome(name: str, job: submitit.Job[Outcome]) -> Outcome:
+    """What a cell's job has left."""
     from submitit.core.utils import FailedJobError, UncompletedJobError
 
     try:
-        outcome = job.result()
-    except (FailedJobError, UncompletedJobError) as error:  # an exception that is none of the cell's; ended by Slurm: memory, a node
+        return job.result()
+    except (FailedJobError, UncompletedJobError) as error:  # an exception that is none of the cell's, or its time is up
         lines = [line.strip() for line in str(error).splitlines() if line.strip(" -")]
-        why = f"its job {job.job_id} ended without a result (state {job.state}): {lines[0]}; logs in {job.paths.folder}"
-        return Ended(name, "failed", why, 0.0, 0.0)
-    if outcome.ended is None:
-        raise UserError(outcome.refused)
-    return outcome.ended
+        return Outcome(_without_result(name, job, f"failed: {lines[-1] if lines else type(error).__name__}"))
+
+
+def _without_result(name: str, job: submitit.Job[Outcome], how: str) -> Ended:
+    return Ended(name, "failed", f"its job {job.job_id} {how}; logs in {job.paths.folder}", 0.0, 0.0)
+
+
+class _Queue:
+    """What Slurm says of jobs, asked now and then for all at once. Where it does not answer, jobs count as running."""
+
+    def __init__(self) -> None:
+        self._asked = float("-inf")
+        self._states: Mapping[str, str] | None = None
+        self._last: dict[str, str] = {}
+        self._since: dict[str, float] = {}
+
+    def look(self, jobs: Iterable[submitit.Job[Outcome]]) -> None:
+        """Ask, if it is time to."""
+        ids = [job.job_id for job in jobs]
+        now = time.monotonic()
+        if not ids or now - self._asked < _ASK_S:
+            return
+        self._states, self._asked = ask_queue(ids), now
+        if self._states is None:
+            self._since.clear()
+            return
+        self._last |= self._states
+        for number in ids:
+            if self._states.get(number) in _RUNS | _AGAIN:
+                self._since.pop(number, None)
+            else:
+                self._since.setdefault(number, now)
+
+    def may_run(self, job: submitit.Job[Outcome]) -> bool:
+        """Whether a job is in the queue, or runs, as far as can be said."""
+        return self._states is None or job.job_id not in self._since
+
+    def is_gone(self, job: submitit.Job[Outcome]) -> bool:
+        """Whether a job that has left no result will leave none: it has ended, or is not in the queue, for a while."""
+        since = self._since.get(job.job_id)
+        limit = _RESULT_S if job.job_id in (self._states or {}) else _UNKNOWN_S
+        return since is not None and time.monotonic() - since >= limit
+
+    def said(self, job: submitit.Job[Outcome]) -> str:
+        """What Slurm said of a job last."""
+        known = job.job_id in (self._states or {})
+        last = self._last.get(job.job_id)
+        return f"state {last}" if known else "Slurm does not know it any more" + (f"; its last state was {last}" if last else "")
+
+
+def ask_queue(ids: Collection[str]) -> Mapping[str, str] | None:
+    """The states of those jobs that Slurm's queue lists, ended ones for some minutes too; None where it does not answer."""
+    arrays = ",".join(sorted({number.partition("_")[0] for number in ids}))
+    words = ["squeue", "--noheader", "--array", "--states=all", "--format=%i %T", f"--jobs={arrays}"]
+    try:
+        queue = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if queue.returncode != 0 and "nvalid job id" not in queue.stderr:
+        return None
+    return {words[0]: words[1] for line in queue.stdout.splitlines() if len(words := line.split()) == 2}

@@ -100,7 +100,7 @@ def connect(args: argparse.Namespace, out: Path, default: Resources) -> Iterator
         slurm = executor_slurm.Slurm(out, need, args.workers, args.slurm_partition, minutes, extra)
         queue = executor_slurm.make_executor(slurm)
         held = executor_slurm.still_running(slurm)
-        yield Executor(lambda jobs, progress: executor_slurm.run_cells(slurm, queue, jobs, progress), args.workers or _ANY, held)
+        yield Executor(lambda jobs, progress: executor_slurm.run_cells(slurm, queue, jobs, progress, held), args.workers or _ANY, held)
 
 
 def recover(out: Path, held: Collection[str]) -> None:

@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     workers = _worker_count(preset.device, args.workers) if args.executor == "local" else 0
     weights = _check_here(grid)
-    with _executor(args, out, preset, workers) as executor, _only_one(out):
+    with _only_one(out), _executor(args, out, preset, workers) as executor:
         _check_out(out, preset, grid)
         executors.recover(out, executor.held)
         planned = [_wait_for(executor.held, _plan(cell, on_disk.want(cell, weights), args.also)) for cell in grid]

@@ -1,5 +1,6 @@
 """A Ray cluster of several node processes on this machine, for tests, and what they look at in it."""
 
+import json
 import os
 import shutil
 import signal
@@ -62,6 +63,13 @@ def running_cells(log):
         except OSError:
             continue
     return found
+
+
+def last_step(cell):
+    """The last step in a cell's metrics, which may be written to at this moment; 0: none yet."""
+    path = cell / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return max((json.loads(line)["step"] for line in lines if line.endswith("\n")), default=0)
 
 
 def kill_node(node):

@@ -1,6 +1,8 @@
 """Attempts at a cell, and folders that are sent: a cell belongs to one attempt, and what is sent replaces nothing that it should not."""
 
+import fcntl
 import io
+import os
 import tarfile
 import threading
 from dataclasses import replace
@@ -8,7 +10,8 @@ from dataclasses import replace
 import pytest
 
 from mr1_bench.errors import UserError
-from mr1_bench.reports import attempts, collecting
+from mr1_bench.reports import attempts, collecting, executor_slurm
+from mr1_bench.reports.cells import is_locked
 from mr1_bench.reports.workers import Job
 from tests.clusters import running_cells
 from tests.test_reproduce import wait_for
@@ -59,7 +62,49 @@ def test_node_with_other_code_or_without_the_folder_refuses(tmp_path, monkeypatc
     assert "has another version of mr1-bench" in attempts.run_apart(replace(mine, code="another"), None).outcome.refused
     assert f"does not see {tmp_path}" in attempts.run_shared(mine).refused
     assert f"does not see {tmp_path}" in attempts.answer_token(str(tmp_path), "none")
-    assert not attempts.is_answered(tmp_path, attempts.offer_token(tmp_path))
+    token = attempts.offer_token(tmp_path)
+    assert not attempts.is_answered(tmp_path, token)
+    attempts.drop_token(tmp_path, token)
+    assert not list((tmp_path / ".cluster").glob("token-*"))
+
+
+def test_warned_attempt_that_has_lost_its_cell_does_not_take_it_back(tmp_path):
+    mine, claim = ticket(tmp_path), attempts.claim_of(tmp_path, "cell")
+    attempts.submit(mine)
+    claim.write_text(f"{mine.start} me 3")
+    executor_slurm.CellTask(mine).checkpoint()
+    assert claim.read_text() == mine.start  # counted anew
+    other = ticket(tmp_path)
+    attempts.submit(other)
+    executor_slurm.CellTask(mine).checkpoint()
+    assert claim.read_text() == other.start
+    attempts.withdraw(tmp_path, "cell")
+    executor_slurm.CellTask(mine).checkpoint()
+    assert not claim.exists()
+
+
+def test_attempt_that_is_taken_over_while_it_waits_for_a_lock_does_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(attempts, "run_one", lambda *args: pytest.fail("it was begun"))
+    mine = ticket(tmp_path)
+    folder = tmp_path / "cells" / "cell"
+    folder.mkdir(parents=True)
+    attempts.submit(mine)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        monkeypatch.setattr(attempts, "is_locked", lambda path: attempts.submit(ticket(tmp_path)) or is_locked(path))
+        assert attempts.run_shared(mine).ended.why == "another attempt of this cell has taken over"
+
+
+def test_scratch_folders_of_ended_attempts_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(attempts.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(attempts, "_FRESH_S", 0.0)
+    for name in ("mr1-cell-left", "mr1-cell-busy", "another"):
+        (tmp_path / name / "cell").mkdir(parents=True)
+    (tmp_path / "mr1-cell-link").symlink_to("another")
+    with attempts._locked(tmp_path / "mr1-cell-busy") as held:
+        assert held
+        attempts._sweep()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["another", "mr1-cell-busy", "mr1-cell-link"]
 
 
 def fill(folder, text):
@@ -75,7 +120,12 @@ def place(content, folder, before=None):
 
 
 def test_folder_that_is_sent_arrives_whole(tmp_path):
-    content = collecting.pack(fill(tmp_path / "there", "good"))
+    umask = os.umask(0o002)  # what a group may write, tarfile does not bring back
+    try:
+        there = fill(tmp_path / "there", "good")
+    finally:
+        os.umask(umask)
+    content = collecting.pack(there)
     folder = tmp_path / "cells" / "cell"
     assert place(content, folder) == ""
     assert (folder / "last" / "weights").read_text() == "good"

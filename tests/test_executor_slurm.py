@@ -1,6 +1,7 @@
 """`reproduce-tables --executor slurm`: what submitit hands to sbatch; and its own local executor, the same path without Slurm."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -13,15 +14,19 @@ from mr1_bench.errors import UserError
 from mr1_bench.reports import attempts, executor_slurm
 from mr1_bench.reports.executor_slurm import Slurm, make_executor, minutes_of, run_cells, still_running
 from mr1_bench.reports.preset import Resources, find_preset
-from mr1_bench.reports.workers import Job
-from tests.clusters import below, command, running_cells
+from mr1_bench.reports.workers import Ended, Job
+from tests.clusters import below, command, last_step, running_cells
 from tests.test_reproduce import DRIVER, PRESET, TRAINED, arguments, rows, wait_for
 
 pytestmark = pytest.mark.scale
 STEPS = 40
-ONE = DRIVER.replace(f'in ("base", "{TRAINED}")', f'== "{TRAINED}"').replace(
-    "import sys", "import sys\nfrom mr1_bench.reports import executor_slurm\nexecutor_slurm.KIND = 'local'"
-)
+LOCAL = """import sys
+from mr1_bench.reports import executor_slurm
+from tests.processes import is_running
+executor_slurm.KIND = "local"
+executor_slurm.ask_queue = lambda ids: {one: "RUNNING" if is_running(int(one)) else "COMPLETED" for one in ids}
+"""
+ONE = DRIVER.replace(f'in ("base", "{TRAINED}")', f'== "{TRAINED}"').replace("import sys\n", LOCAL)
 
 
 class Quiet:
@@ -49,7 +54,6 @@ def queue(tmp_path, monkeypatch):
 
     answer("srun", "exit 1")
     answer("sbatch", f"cp \"$1\" {tmp_path}/script; echo 'Submitted batch job 42'")
-    answer("sacct", "printf 'JobID|State|NodeList\\n'")
     answer("squeue", "")
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     return answer
@@ -80,19 +84,75 @@ def test_array_is_submitted_with_what_a_cell_declares(queue, tmp_path):
     submitted = {path.name for path in (slurm.out / ".cluster" / "jobs").glob("*/*_submitted.pkl")}
     assert submitted == {"42_0_submitted.pkl", "42_1_submitted.pkl"}
     assert not attempts.has_begun(slurm.out, "a")
-    # The next start finds them in the queue, as long as Slurm does not say that they have ended.
-    queue("sacct", "printf 'JobID|State|NodeList\\n42_0|RUNNING|n1\\n42_1|NODE_FAIL|n2\\n'")
-    executor_slurm._recorded(slurm)["a"].watcher.clear()
+    # The next start finds them in the queue, as long as Slurm does not say that they have ended; and forgets those that have.
+    for states in ("PENDING RUNNING", "SUSPENDED PREEMPTED", "NODE_FAIL REQUEUED"):
+        queue("squeue", "printf '42_0 %s\\n42_1 %s\\n' " + states)
+        assert still_running(slurm) == {"a", "b"}
+    queue("squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
+    assert still_running(slurm) == {"a", "b"}
+    queue("squeue", "printf '42_0 RUNNING\\n42_1 CANCELLED\\n'")
     assert still_running(slurm) == {"a"}
+    assert records.read_json(slurm.record) == {"a": "42_0"}
+    asked = (tmp_path / "asked").read_text()
+    assert "squeue --noheader --array --states=all --format=%i %T --jobs=42\n" in asked
 
 
 def test_job_that_slurm_does_not_know_any_more_has_failed(queue, tmp_path, monkeypatch):
     monkeypatch.setattr(executor_slurm, "_UNKNOWN_S", 0.0)
     slurm = Slurm(tmp_path / "grid", Resources(1, 0, 0), None)
+    for submissions in (1, 2):  # the next start has it run again
+        assert still_running(slurm) == frozenset()
+        (ended,) = run_cells(slurm, make_executor(slurm), [job(slurm.out, "a")], Quiet())
+        assert (ended.name, ended.status) == ("a", "failed")
+        assert "its job 42 ended without a result (Slurm does not know it any more)" in ended.why
+        assert not attempts.claim_of(slurm.out, "a").exists()  # should it run after all, it does nothing
+        assert records.read_json(slurm.record) == {}
+        assert (tmp_path / "asked").read_text().count("/sbatch ") == submissions
+
+
+def test_job_that_slurm_has_ended_is_waited_for_and_forgotten(queue, tmp_path, monkeypatch):
+    """One that Slurm stops for a while has not ended; one that was cancelled has, and its last state is said."""
+    monkeypatch.setattr(executor_slurm, "_RESULT_S", 0.0)
+    monkeypatch.setattr(executor_slurm, "_ASK_S", 0.0)
+    monkeypatch.setattr(executor_slurm, "TICK_S", 0.01)
+    slurm = Slurm(tmp_path / "grid", Resources(1, 0, 0), None)
+    states = iter(["PENDING", "SUSPENDED", "PREEMPTED", "NODE_FAIL", "RUNNING", "CANCELLED"])
+    monkeypatch.setattr(Quiet, "tick", lambda self: queue("squeue", f"echo 42 {next(states, 'CANCELLED')}"))
+    queue("squeue", "echo 42 PENDING")
     (ended,) = run_cells(slurm, make_executor(slurm), [job(slurm.out, "a")], Quiet())
-    assert (ended.name, ended.status) == ("a", "failed")
-    assert "Slurm does not know its job 42 any more" in ended.why
-    assert not attempts.claim_of(slurm.out, "a").exists()  # should it run after all, it does nothing
+    assert "its job 42 ended without a result (state CANCELLED)" in ended.why
+    assert next(states, None) is None
+
+
+def leave(slurm, content, number="42"):
+    """What a job of an earlier start has left, or still may."""
+    records.write_json(slurm.record, {"a": number})
+    path = executor_slurm._recorded(slurm)["a"].paths.result_pickle
+    path.parent.mkdir(parents=True)
+    path.write_bytes(pickle.dumps(("success", content)))
+
+
+def test_held_job_that_ends_before_the_cells_are_run_is_not_submitted_again(queue, tmp_path):
+    slurm = Slurm(tmp_path / "grid", Resources(1, 0, 0), None)
+    leave(slurm, attempts.Outcome(Ended("a", "done", "", 1.0, 1.0)))
+    (ended,) = run_cells(slurm, make_executor(slurm), [job(slurm.out, "a")], Quiet(), {"a"})
+    assert ended == Ended("a", "done", "", 1.0, 1.0)
+    assert "sbatch" not in ((tmp_path / "asked").read_text() if (tmp_path / "asked").is_file() else "")
+    assert records.read_json(slurm.record) == {}
+
+
+def test_job_of_an_earlier_version_fails_its_cell_alone(queue, tmp_path, capsys):
+    """Waited for, it is a failed cell; submitted by this start, it is the node that is wrong, and that ends the command."""
+    slurm = Slurm(tmp_path / "grid", Resources(1, 0, 0), None)
+    leave(slurm, attempts.Outcome(None, "node n1 has another version"))
+    jobs = [job(slurm.out, "a")]
+    (ended,) = run_cells(slurm, make_executor(slurm), jobs, Quiet(), {"a"})
+    assert ended.status == "failed"
+    assert "submitted by an earlier start, maybe of an earlier version of mr1-bench, and could not run: node n1" in ended.why
+    with pytest.raises(UserError, match="node n1 has another version"):
+        list(run_cells(slurm, make_executor(slurm), jobs, Quiet()))
+    assert "jobs go on" not in capsys.readouterr().err
+    assert records.read_json(slurm.record) == {}
 
 
 def test_refusal_of_sbatch_is_said(queue, tmp_path):
@@ -149,7 +209,7 @@ def test_command_is_killed_and_its_job_preempted_and_there_is_one_job(tmp_path, 
         return subprocess.Popen([sys.executable, "-c", ONE, *words], stdout=output, stderr=output, text=True)
 
     def step():
-        return rows(cell / "metrics.jsonl")[-1]["step"] if (cell / "metrics.jsonl").is_file() else 0
+        return last_step(cell)
 
     first = start(subprocess.DEVNULL)  # what it starts outlives it, and would hold a pipe open
     try:
@@ -170,7 +230,7 @@ def test_command_is_killed_and_its_job_preempted_and_there_is_one_job(tmp_path, 
     assert second.returncode == 0, said
     assert f"wait for {TRAINED}: its job of an earlier start is in the queue, or runs" in said
     assert f"{TRAINED} done" in said
-    assert records.read_json(out / ".cluster" / "slurm.json") == jobs
+    assert records.read_json(out / ".cluster" / "slurm.json") == {}
     assert len(list((out / ".cluster" / "jobs").glob("[0-9]*"))) == 1
     assert (cell / "log.txt").read_text().count("$ mr1-bench train grpo") == 2
     assert [row["step"] for row in rows(cell / "metrics.jsonl")] == list(range(1, STEPS + 1))
