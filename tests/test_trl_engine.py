@@ -4,6 +4,8 @@ import copy
 import itertools
 import json
 import shutil
+import subprocess
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from mr1_bench.errors import UserError
-from mr1_bench.trainers import grpo, loop, memory, train
+from mr1_bench.trainers import grpo, loop, memory
 from mr1_bench.trainers.batches import Processing
 from mr1_bench.trainers.clock import Clock
 from mr1_bench.trainers.config import GRPOConfig, SFTConfig
@@ -236,9 +238,19 @@ def test_what_trl_cannot_honour_is_refused_by_name(tmp_path, capsys, monkeypatch
     assert "--rollout shared" in refused(out, capsys, "--rollout", "shared")
     assert "--device cuda:1" in refused(out, capsys, "--device", "cuda:1")
     assert "--micro-prompts 3" in refused(out, capsys, "--micro-prompts", "3")
+    with monkeypatch.context() as patch:
+        patch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+        assert "give --dtype bfloat16" in refused(out, capsys)
     monkeypatch.setattr(memory, "available_memory", lambda device: 2**20)
     assert "of memory, and this machine has 1.0 MiB for it. What would help: --" in refused(out, capsys)
     monkeypatch.setenv("WORLD_SIZE", "2")
+    for launched in ({"ACCELERATE_USE_FSDP": "true"}, {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}):
+        with monkeypatch.context() as patch:
+            for name, value in launched.items():
+                patch.setenv(name, value)
+            divided = trl_engine.sharding(torch.device("cuda"))
+            with pytest.raises(UserError, match=r"FSDP2 or DeepSpeed is not ready"):
+                trl_engine._refuse(GRPOConfig(method="grpo", task="gr-synth", model="tiny", out=out), 2, divided)
     assert "2 processes were launched" in refused(out, capsys, "--engine", "compact")
     monkeypatch.undo()
     assert not out.exists()
@@ -269,4 +281,5 @@ def test_vllm_in_trls_terms(loaded, tmp_path):
 
 
 def test_the_compact_engine_does_not_load_trl():
-    assert "trl" not in vars(train)
+    code = "import sys; from mr1_bench.trainers import train, loop, grpo; sys.exit('trl' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -46,9 +46,7 @@ LIMIT = timedelta(minutes=30)
 PIECES = "deepspeed"
 """Folder in a checkpoint's trainer_state: what each process of DeepSpeed keeps."""
 
-_GONE = re.compile(
-    r"closed by peer|reset by peer|Connection refused|Timed out|NCCL", re.IGNORECASE
-)  # gloo's errors have no type of their own
+_GONE = re.compile(r"closed by peer|reset by peer|Connection refused|Timed out", re.IGNORECASE)  # gloo's errors have no type of their own
 _DONE, _ABORT = "done", "abort"
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -250,8 +248,16 @@ def _refuse(config: TrainConfig, size: int, divided: memory.Sharding) -> None:
     rows_of(config, size)
     if config.device.startswith("cuda:"):
         raise UserError(f"--device {config.device}: with --engine trl the launcher assigns the GPUs; leave it out")
-    if config.lora_rank and divided == "all":
-        raise UserError(f"--lora-rank {config.lora_rank}: adapters are not trained on divided weights here; launch with DDP or ZeRO-2")
+    if divided != "none" or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        raise UserError(
+            "--engine trl with FSDP2 or DeepSpeed is not ready (docs/multi-gpu.md says why); launch with DDP, as configs/accelerate/ddp-*.yaml "
+            "do, and save memory with --lora-rank or --gradient-checkpointing"
+        )
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # the launcher's word is the stronger one in TRL
+    if asked not in ("no", "bf16" if config.dtype == "bfloat16" else "no"):
+        raise UserError(
+            f"--dtype {config.dtype}, but the launcher asks for {asked}: give --dtype bfloat16, or launch with --mixed_precision no"
+        )
     if isinstance(config, GRPOConfig) and config.rollout == "shared":
         raise UserError("--rollout shared: TRL computes image and prompt once a completion; use --rollout auto, or --engine compact")
     record = read_json(config.out / "run.json") if (config.out / "run.json").is_file() else {}
