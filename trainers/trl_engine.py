@@ -134,12 +134,10 @@ def train(config: TrainConfig) -> int:
         trainer.go(start)
         code = int(crew.phase(lambda: run and run.close()))
     except RuntimeError as error:
-        if crew.size > 1 and (isinstance(error, dist.DistError) or _GONE.search(str(error))):
-            last = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"another process of this run is gone ({last}); its own output says why. What was saved is kept: run the same command again"
-            ) from error
-        raise
+        if crew.size == 1 or not (isinstance(error, dist.DistError) or _GONE.search(str(error))):
+            raise
+        words = " ".join(str(error).split())[:200]
+        raise UserError(f"another process of this run is gone ({words}). What was saved is kept: run the same command again") from error
     finally:
         checkpoints.close_run(config.out)
     if dist.is_initialized():
@@ -250,8 +248,7 @@ def _refuse(config: TrainConfig, size: int, divided: memory.Sharding) -> None:
         raise UserError(f"--device {config.device}: with --engine trl the launcher assigns the GPUs; leave it out")
     if divided != "none" or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
         raise UserError(
-            "--engine trl with FSDP2 or DeepSpeed is not ready (docs/multi-gpu.md says why); launch with DDP, as configs/accelerate/ddp-*.yaml "
-            "do, and save memory with --lora-rank or --gradient-checkpointing"
+            "--engine trl with FSDP2 or DeepSpeed is not ready (docs/multi-gpu.md says why); launch with configs/accelerate/ddp-*.yaml"
         )
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # the launcher's word is the stronger one in TRL
     if asked not in ("no", "bf16" if config.dtype == "bfloat16" else "no"):
