@@ -114,7 +114,7 @@ def test_two_processes_and_divided_weights(tiny_checkpoint, tmp_path):
     whole = trl_ranks.alone(tiny_checkpoint, tmp_path)
     torch.multiprocessing.spawn(trl_ranks.rank, (2, tiny_checkpoint, tmp_path), nprocs=2)
     for kind in ("ddp", "fsdp"):
-        halves = [torch.load(tmp_path / f"{kind}-{rank}.pt") for rank in range(2)]
+        halves = [torch.load(tmp_path / f"{kind}-{rank}.pt", weights_only=True) for rank in range(2)]
         assert torch.equal(torch.cat([half["advantages"] for half in halves]), whole["advantages"])
         assert abs(sum(half["loss"] for half in halves) / 2 - whole["loss"]) < TOLERANCE
         for half in halves:

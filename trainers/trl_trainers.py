@@ -10,6 +10,7 @@ import copy
 import functools
 import math
 import tempfile
+from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,8 +172,9 @@ class _Ours:
         if self._crew.phase(lambda: self._run and self._run.took(row, self.samples, self.adapted)):
             self.control.should_training_stop = True
 
+    @abstractmethod
     def _row(self, logs: dict[str, float]) -> Row:
-        raise NotImplementedError
+        """What is written down of a step in one method alone: GRPO's and SFT's differ."""
 
     def _read_row(self, row: int) -> tuple[Item, str, Image]:
         """The item of a place in the run's whole order, its templated prompt, and its picture; one that is too long is refused."""
