@@ -2,7 +2,7 @@
 
 import json
 import re
-import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ import mr1_bench
 from mr1_bench.answers import read_answer
 from mr1_bench.grading import Score, extract_answer, extract_direct_answer, grade, has_format
 from mr1_bench.specs import UnknownTaskError, get_spec
+from tests.timing import least_cpu_seconds
 
 JUDGED = [
     json.loads(line)
@@ -386,16 +387,12 @@ def test_hostile_text_is_answered_in_time(name):
     text = HOSTILE[name]
     for task in ("mr1_gr", "mr1_gr_direct", "mr1_vc_direct"):
         for output in (text, f"<answer>{text}</answer>"):
-            taken = []
-            for _ in range(3):
-                begin = time.perf_counter()
-                score = grade(task, "140°" if "gr" in task else "140", output)
-                taken.append(time.perf_counter() - begin)
-            assert not score.correct
-            assert min(taken) < 0.05, f"{name} took {min(taken) * 1000:.0f} ms"
-    begin = time.perf_counter()
+            gold = "140°" if "gr" in task else "140"
+            assert not grade(task, gold, output).correct
+            taken = least_cpu_seconds(partial(grade, task, gold, output))
+            assert taken < 0.05, f"{name} took {taken * 1000:.0f} ms"
     assert not grade("mr1_gr", text, tagged("140")).correct
-    assert time.perf_counter() - begin < 0.5
+    assert least_cpu_seconds(lambda: grade("mr1_gr", text, tagged("140"))) < 0.5
 
 
 @pytest.mark.parametrize("row", JUDGED, ids=[f"{row['log'].split('_')[0]}-{row['index']}" for row in JUDGED])
@@ -441,10 +438,5 @@ def test_sympy_golds_of_the_training_set_are_read(real_data):
 def test_grading_the_real_log_is_fast(real_data):
     rows = json.loads((real_data / "r1v_logs" / "geoqa_test_qwen2vl_7b_instruct_legacy.json").read_text(encoding="utf-8"))["results"]
     pairs = [(row["ground_truth"], row["model_output"] if isinstance(row["model_output"], str) else row["model_output"][0]) for row in rows]
-    taken = []
-    for _ in range(3):
-        begin = time.perf_counter()
-        for gold, text in pairs:
-            grade("mr1_gr", gold, text)
-        taken.append((time.perf_counter() - begin) / len(pairs))
-    assert min(taken) < 300e-6
+    taken = least_cpu_seconds(lambda: [grade("mr1_gr", gold, text) for gold, text in pairs])
+    assert taken / len(pairs) < 300e-6

@@ -117,9 +117,9 @@ def test_large_sets_take_seconds() -> None:
     text = [" ".join(words.choice(vocabulary) for _ in range(25)) for _ in range(5750)]
     train = [example(f"train-{k}", text[k], pictures[k % 10]) for k in range(5000)]
     test = [example(f"test-{k}", text[5000 + k], pictures[10 + k % 10]) for k in range(750)]
-    start = time.perf_counter()
+    start = time.process_time()
     assert find_near_duplicates(train, test) == []
-    assert time.perf_counter() - start < 60
+    assert time.process_time() - start < 60
 
 
 def test_real_geometry(real_data: Path) -> None:
