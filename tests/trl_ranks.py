@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 from mr1_bench.specs import get_spec
-from mr1_bench.trainers import loop, models, trl_engine, trl_trainers
+from mr1_bench.trainers import loop, models, trl_state, trl_trainers
 from mr1_bench.trainers.config import GRPOConfig, SFTConfig
 from mr1_bench.trainers.engine import make_engine, stop_tokens
 from mr1_bench.trainers.evaluation import evaluate
@@ -74,7 +74,7 @@ def completions(loaded: models.Loaded, chosen: list[Item]) -> list[list[int]]:
 
 
 def trainer_of(config, loaded: models.Loaded, rank: int = 0, size: int = 1):
-    made = trl_trainers.make(config, loaded, loop.Sets(items(), (), ()), Crew(rank, size), None)
+    made = trl_trainers.make(config, loaded, loop.Sets(items(), (), ()), Crew(rank, size), None, {"step": 0, "adapted": None})
     made.model.train()
     return made
 
@@ -156,16 +156,16 @@ def sharded(trainer, loaded: models.Loaded, inputs, out: Path) -> dict[str, torc
     first = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     step(first)
     named = list(model.named_parameters())
-    kept = copy.deepcopy(trl_engine.gather(named, first.state, keep=dist.get_rank() == 0))
+    kept = copy.deepcopy(trl_state.gather(named, first, keep=dist.get_rank() == 0))
     step(first)
-    ahead = trl_engine.gather(named, first.state, keep=True)
+    ahead = trl_state.gather(named, first, keep=True)
     again = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-    trl_engine.scatter(named, again.state, kept)
+    trl_state.scatter(named, again, kept)
     assert all(isinstance(state["exp_avg"], DTensor) for state in again.state.values())
     step(again)
-    resumed = trl_engine.gather(named, again.state, keep=True)
+    resumed = trl_state.gather(named, again, keep=True)
     trainer.model_wrapped, trainer.optimizer = model, again
-    weights, _ = trainer._gather(str(out), 0)
+    weights, _ = trainer._gather()
     if trainer._crew.leads:  # alone, as a run does
         models.export(loaded, out / "export", weights)
         written = dict(AutoModelForImageTextToText.from_pretrained(out / "export").named_parameters())

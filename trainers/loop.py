@@ -104,9 +104,12 @@ class Run:
         prompt = max((part.prompts.ids.shape[1] for part in first.parts if part.prompts), default=None)
         needed = memory.estimate(self._workload(prompt))
         print(needed.table(), file=sys.stderr)
-        available = memory.available_memory(self._device)
+        available = self._available()
         taken = vllm_rollout.reserved_memory(self._config, self._device)
         memory.require(needed, None if available is None else available - taken)
+
+    def _available(self) -> int | None:
+        return memory.available_memory(self._device)
 
     def _workload(self, prompt_tokens: int | None) -> memory.Workload:
         shared = self._loaded.shares and getattr(self._config, "rollout", "auto") != "plain"

@@ -12,8 +12,7 @@ import importlib.util
 import json
 import os
 import re
-import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mr1_bench import vllm_setup
 from mr1_bench.errors import UserError
@@ -35,20 +33,18 @@ from mr1_bench.trainers.mismatch import MismatchError
 from mr1_bench.trainers.optimizer import NonFiniteError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from accelerate import PartialState
+    from torch import Tensor
 
     from mr1_bench.trainers.evaluation import HeldOut
     from mr1_bench.trainers.grpo import Sample
 
 LIMIT = timedelta(minutes=30)
-"""Longest wait of a process for the others: the first may be writing a checkpoint of a hundred gigabytes meanwhile."""
-
-PIECES = "deepspeed"
-"""Folder in a checkpoint's trainer_state: what each process of DeepSpeed keeps."""
+"""Longest wait for the first process's orders: it may be writing a checkpoint of a hundred gigabytes. In a step processes wait for as long as
+torch lets them."""
 
 _GONE = re.compile(r"closed by peer|reset by peer|Connection refused|Timed out", re.IGNORECASE)  # gloo's errors have no type of their own
 _DONE, _ABORT = "done", "abort"
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 class Crew:
@@ -63,6 +59,8 @@ class Crew:
         """Begin with nothing that can be ordered."""
         self.rank, self.size = rank, size
         self.actions: dict[str, Callable[..., Any]] = {}
+        self._ordered = False
+        self._group = dist.new_group(backend="gloo", timeout=LIMIT) if size > 1 else None  # its sockets close when a process is gone
 
     @property
     def leads(self) -> bool:
@@ -73,13 +71,30 @@ class Crew:
         """The first process's value, everywhere."""
         box = [value]
         if self.size > 1:
-            dist.broadcast_object_list(box, src=0)
+            dist.broadcast_object_list(box, src=0, group=self._group)
         return box[0]
+
+    def agree(self, seen: bool) -> bool:
+        """Whether any process has seen something."""
+        found: list[bool] = [seen] * self.size
+        if self.size > 1:
+            dist.all_gather_object(found, seen, group=self._group)
+        return any(found)
+
+    def least(self, value: int | None) -> int | None:
+        """The least of all processes' values, of those that have one."""
+        found: list[int | None] = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(found, value, group=self._group)
+        return min((one for one in found if one is not None), default=None)
 
     def order(self, name: str, *args: Any) -> Any:
         """Have all processes do an action; for the first process, in what `phase` was given."""
         self.share((name, args))
-        return self.actions[name](*args)
+        self._ordered = True
+        result = self.actions[name](*args)
+        self._ordered = False
+        return result
 
     def phase(self, lead: Callable[[], Any]) -> Any:
         """Run `lead` in the first process, in which it may give orders, and give what it returns everywhere.
@@ -91,7 +106,8 @@ class Crew:
             try:
                 result = lead()
             except (UserError, OSError):
-                self.share((_ABORT, ()))
+                if not self._ordered:  # else the others are at what was ordered, and hear from the launcher that this one is gone
+                    self.share((_ABORT, ()))
                 raise
             return self.share((_DONE, (result,)))[1][0]
         while True:
@@ -116,9 +132,10 @@ def train(config: TrainConfig) -> int:
             raise UserError(f"--engine trl needs the package {package}, which is not installed: pip install 'mr1-bench[{extra}]'")
     from accelerate import PartialState
 
-    here = PartialState(cpu=config.device == "cpu" or not torch.cuda.is_available(), timeout=LIMIT)
+    here = PartialState(cpu=config.device == "cpu" or not torch.cuda.is_available())
     crew = Crew(here.process_index, here.num_processes)
-    crew.phase(lambda: _refuse(config, crew.size, sharding(here.device)))
+    crew.phase(lambda: _refuse(config, crew.size, sharding(here)))
+    available = crew.least(memory.available_memory(here.device))
     sets = loop.Sets(*(open_items(config, split) for split in ("train", "validation", "test")))
     # What is trained is kept in float32, and the passes are computed in the precision that is asked for.
     dtype = config.dtype if config.lora_rank else "float32"
@@ -127,11 +144,10 @@ def train(config: TrainConfig) -> int:
         raise UserError(f"--engine trl trains models of the Qwen2-VL family, and --model {config.model} is none; use --engine compact")
     from mr1_bench.trainers import trl_trainers
 
-    run = TRLRun(config, loaded, sets, crew, here.device) if crew.leads else None
+    run = TRLRun(config, loaded, sets, crew, here, available) if crew.leads else None
     try:
         start = crew.phase(lambda: run and run.open())
-        trainer = trl_trainers.make(config, loaded, sets, crew, run)
-        trainer.go(start)
+        trl_trainers.make(config, loaded, sets, crew, run, start).go()
         code = int(crew.phase(lambda: run and run.close()))
     except RuntimeError as error:
         if crew.size == 1 or not (isinstance(error, dist.DistError) or _GONE.search(str(error))):
@@ -145,15 +161,18 @@ def train(config: TrainConfig) -> int:
     return code
 
 
-def sharding(device: torch.device) -> memory.Sharding:
-    """What the launcher's configuration divides among the processes; on a CPU nothing, for accelerate falls back to DDP there."""
-    if device.type == "cpu":
+def sharding(here: PartialState) -> memory.Sharding:
+    """What the launcher's configuration divides among the processes; accelerate does FSDP2's part on GPUs only, and falls back to DDP."""
+    if _asked("USE_DEEPSPEED") == "true":
+        return "all" if _asked("DEEPSPEED_ZERO_STAGE") == "3" else "optimizer"
+    if here.distributed_type == "MULTI_CPU":
         return "none"
-    asked = {name: os.environ.get(f"ACCELERATE_{name}", "").lower() for name in ("USE_FSDP", "USE_DEEPSPEED", "DEEPSPEED_ZERO_STAGE")}
-    if asked["USE_FSDP"] == "true":
-        return "all"
-    stage = asked["DEEPSPEED_ZERO_STAGE"] if asked["USE_DEEPSPEED"] == "true" else ""
-    return "all" if stage == "3" else "optimizer" if stage == "2" else "none"
+    return "all" if _asked("USE_FSDP") == "true" else "none"
+
+
+def _asked(name: str) -> str:
+    """What the launcher's configuration asks accelerate for."""
+    return os.environ.get(f"ACCELERATE_{name}", "").lower()
 
 
 def rows_of(config: TrainConfig, size: int) -> tuple[int, int]:
@@ -170,12 +189,14 @@ def rows_of(config: TrainConfig, size: int) -> tuple[int, int]:
     own = rows // size
     at_once = min(config.micro_prompts * group or own, own)
     if own % at_once:
-        raise UserError(f"--micro-prompts {config.micro_prompts}: a process has {own // group} prompts a step, which is no multiple of it")
+        raise UserError(
+            f"--micro-prompts {config.micro_prompts} is {at_once} sequences, and a process has {own} a step, which is no multiple"
+        )
     return at_once, own // at_once
 
 
-def arguments(config: TrainConfig, loaded: models.Loaded, crew: Crew) -> Any:
-    """The settings in TRL's terms. β, learning rate and seeds are set at each step."""
+def arguments(config: TrainConfig, loaded: models.Loaded, crew: Crew, steps: int) -> Any:
+    """The settings in TRL's terms, for some steps. β, learning rate and seeds are set at each step."""
     trl: Any = importlib.import_module("trl")
 
     at_once, times = rows_of(config, crew.size)
@@ -204,10 +225,10 @@ def arguments(config: TrainConfig, loaded: models.Loaded, crew: Crew) -> Any:
         "disable_tqdm": True,
     }
     if not isinstance(config, GRPOConfig):
-        return trl.SFTConfig(max_steps=config.steps, max_length=None, train_sampling_strategy="sequential", **common)
+        return trl.SFTConfig(max_steps=steps, max_length=None, train_sampling_strategy="sequential", **common)
     stops, _ = stop_tokens(loaded)
     return trl.GRPOConfig(
-        max_steps=config.steps * config.inner_updates,
+        max_steps=steps * config.inner_updates,
         num_generations=config.num_generations,
         num_iterations=config.inner_updates,
         max_completion_length=config.max_new_tokens,
@@ -237,7 +258,7 @@ def _vllm(config: GRPOConfig, stops: tuple[int, ...]) -> dict[str, Any]:
         "vllm_server_base_url": config.vllm_url or None,
         "vllm_importance_sampling_mode": "token_truncate",
         "vllm_importance_sampling_clip_max": config.importance_cap,
-        "generation_kwargs": {"stop_token_ids": list(stops)},
+        "generation_kwargs": {"stop_token_ids": list(stops), "ignore_eos": True},  # what ends one is the policy's own
     }
 
 
@@ -246,10 +267,10 @@ def _refuse(config: TrainConfig, size: int, divided: memory.Sharding) -> None:
     rows_of(config, size)
     if config.device.startswith("cuda:"):
         raise UserError(f"--device {config.device}: with --engine trl the launcher assigns the GPUs; leave it out")
-    if divided != "none" or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
-        raise UserError(
-            "--engine trl with FSDP2 or DeepSpeed is not ready (docs/multi-gpu.md says why); launch with configs/accelerate/ddp-*.yaml"
-        )
+    if divided == "all" and config.lora_rank:
+        raise UserError("--lora-rank with FSDP2 or ZeRO-3: adapters need no divided weights; launch with configs/accelerate/ddp-*.yaml")
+    if _asked("USE_DEEPSPEED") == "true" and (_asked("DEEPSPEED_ZERO_STAGE") not in ("2", "3") or _offloads()):
+        raise UserError("--engine trl takes DeepSpeed with ZeRO stage 2 or 3 and nothing offloaded (configs/accelerate/zero*.yaml)")
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # the launcher's word is the stronger one in TRL
     if asked not in ("no", "bf16" if config.dtype == "bfloat16" else "no"):
         raise UserError(
@@ -266,54 +287,18 @@ def _refuse(config: TrainConfig, size: int, divided: memory.Sharding) -> None:
         )
 
 
-def gather(named: Iterable[tuple[str, nn.Parameter]], state: Mapping[Any, Any], *, keep: bool) -> dict[str, Tensor]:
-    """Parameters and their moments, whole, under the names that a checkpoint has them; all processes call it.
-
-    Args:
-        named: parameters by name.
-        state: of the optimiser.
-        keep: whether this process wants them; the others get nothing.
-    """
-    found = {}
-    for name, param in named:
-        for key, value in {"param": param.detach(), **state.get(param, {})}.items():
-            whole = value.full_tensor() if isinstance(value, DTensor) else value
-            if keep:
-                found[f"{key}/{name}"] = whole.cpu()
-    return found
-
-
-@torch.no_grad()
-def scatter(named: Iterable[tuple[str, nn.Parameter]], state: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Put what `gather` gave the first process, who alone has it, back into all processes; all call it."""
-    many = dist.is_initialized() and dist.get_world_size() > 1
-    for name, param in named:
-        count = torch.zeros((), device=param.device)  # beside the weights, as the fused update wants it
-        moments = {key: count if key == "step" else torch.zeros_like(param.detach()) for key in _MOMENTS}
-        for key, into in {"param": param, **moments}.items():
-            whole = torch.empty(into.shape, dtype=into.dtype, device=into.device)
-            if not many or dist.get_rank() == 0:
-                whole.copy_(tensors[f"{key}/{name}"])
-            if isinstance(into, DTensor):
-                into.copy_(distribute_tensor(whole, into.device_mesh, into.placements))
-            else:
-                if many:
-                    dist.broadcast(whole, src=0)
-                into.copy_(whole)
-        state[param] = moments
-
-
-def checkpoint_pieces(out: Path, step: int) -> Path:
-    """Where DeepSpeed writes its pieces of a checkpoint before they are taken over; removed with what else an interrupted save leaves."""
-    return out / "checkpoints" / f".step-{step:06d}.{PIECES}"
+def _offloads() -> bool:
+    return any(_asked(f"DEEPSPEED_OFFLOAD_{part}_DEVICE") not in ("", "none") for part in ("OPTIMIZER", "PARAM"))
 
 
 class TRLRun(loop.Run):
     """The run as its first process keeps it."""
 
-    def __init__(self, config: TrainConfig, loaded: models.Loaded, sets: loop.Sets, crew: Crew, device: torch.device) -> None:
+    def __init__(
+        self, config: TrainConfig, loaded: models.Loaded, sets: loop.Sets, crew: Crew, here: PartialState, available: int | None
+    ) -> None:
         super().__init__(config, loaded, sets)
-        self._crew, self._device, self._sharding = crew, device, sharding(device)
+        self._crew, self._device, self._sharding, self._least_memory = crew, here.device, sharding(here), available
         self._weights: dict[str, Tensor] = {}
         self._tensors: dict[str, Tensor] = {}
         self._adapted: float | None = None
@@ -330,7 +315,7 @@ class TRLRun(loop.Run):
             self._adapted = state["adapted"]
         self._log = MetricsLog(self._config.out, self._config.log_to, steps=self._config.steps)
         self._log.truncate_after(self._done)
-        return {"step": self._done, "adapted": self._adapted, "folder": resumed}
+        return {"step": self._done, "adapted": self._adapted}
 
     def take_tensors(self) -> dict[str, Tensor]:
         """The optimiser's state to go on from; it is given once."""
@@ -364,6 +349,9 @@ class TRLRun(loop.Run):
             self._print_summary()
         return self._code
 
+    def _available(self) -> int | None:
+        return self._least_memory
+
     def _workload(self, prompt_tokens: int | None) -> memory.Workload:
         load = memory.workload(
             self._loaded.model,
@@ -381,7 +369,7 @@ class TRLRun(loop.Run):
 
     def _save(self) -> None:
         if self._saved != self._done:
-            self._weights, self._tensors = self._crew.order("gather", str(self._config.out), self._done)
+            self._weights, self._tensors = self._crew.order("gather")
             super()._save()
             self._weights, self._tensors = {}, {}
 
@@ -397,6 +385,3 @@ class TRLRun(loop.Run):
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         settings.pop("use_cache", None)  # transformers' Trainer has switched it off in the model's configuration
         write_json(folder / "config.json", settings | {"dtype": self._config.dtype})
-        pieces = checkpoint_pieces(self._config.out, self._done)
-        if pieces.is_dir():
-            shutil.move(pieces, folder / "trainer_state" / PIECES)

@@ -9,22 +9,21 @@ from __future__ import annotations
 import copy
 import functools
 import math
-import tempfile
 from abc import abstractmethod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import trl
 from accelerate.utils import gather_object
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from datasets import Dataset
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
-from transformers import PrinterCallback, TrainerCallback, TrainerState
-from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
+from transformers import PrinterCallback, TrainerCallback
+from trl.models import prepare_deepspeed, unwrap_model_for_generation
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
-from mr1_bench.errors import UserError
 from mr1_bench.grading import Score, grade
 from mr1_bench.synth import hasty
 from mr1_bench.trainers import objective
@@ -39,7 +38,8 @@ from mr1_bench.trainers.mismatch import MismatchError
 from mr1_bench.trainers.optimizer import NonFiniteError, learning_rate
 from mr1_bench.trainers.schedule import adapt, beta_at
 from mr1_bench.trainers.sft import target_text
-from mr1_bench.trainers.trl_engine import PIECES, Crew, arguments, checkpoint_pieces, gather, scatter, sharding
+from mr1_bench.trainers.trl_engine import Crew, arguments, sharding
+from mr1_bench.trainers.trl_state import gather, scatter
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,10 +51,10 @@ if TYPE_CHECKING:
     from mr1_bench.trainers.trl_engine import TRLRun
 
 
-def make(config: TrainConfig, loaded: Loaded, sets: Sets, crew: Crew, run: TRLRun | None) -> GRPO | SFT:
-    """The trainer of one process; `run` is given to the first one alone."""
+def make(config: TrainConfig, loaded: Loaded, sets: Sets, crew: Crew, run: TRLRun | None, start: dict[str, Any]) -> GRPO | SFT:
+    """The trainer of one process; `run` is given to the first one alone, and what the run has come to (`TRLRun.open`) to all."""
     kind = GRPO if isinstance(config, GRPOConfig) else SFT
-    return kind(config, loaded, sets, crew, run)
+    return kind(config, loaded, sets, crew, run, start)
 
 
 class _Begin(TrainerCallback):
@@ -70,8 +70,10 @@ class _Begin(TrainerCallback):
 class _Ours:
     """What the two trainers have in common; goes before TRL's class."""
 
-    def __init__(self, config: TrainConfig, loaded: Loaded, sets: Sets, crew: Crew, run: TRLRun | None, **theirs: Any) -> None:
-        """Make TRL's trainer of our parts."""
+    def __init__(
+        self, config: TrainConfig, loaded: Loaded, sets: Sets, crew: Crew, run: TRLRun | None, start: dict[str, Any], **theirs: Any
+    ) -> None:
+        """Make TRL's trainer of our parts, for the steps that are left."""
         self._config, self._loaded, self._sets, self._crew, self._run = config, loaded, sets, crew, run
         self._updates = getattr(config, "inner_updates", 1)
         self._reading = Processing(loaded.processor, loaded.model, config)
@@ -80,54 +82,59 @@ class _Ours:
         self._sums = torch.zeros(3)
         self._norms: list[float] = []
         self._tokens = 0
-        self.adapted: float | None = None
+        self._first: int = start["step"]
+        self.adapted: float | None = start["adapted"]
         self.samples: list[Sample] = []
-        rows = list(range(config.steps * config.prompts_per_step))
+        rows = list(range(self._first * config.prompts_per_step, config.steps * config.prompts_per_step)) or [0]
         super().__init__(
             model=loaded.peft or loaded.model,
-            args=arguments(config, loaded, crew),
+            args=arguments(config, loaded, crew, config.steps - self._first),
             train_dataset=Dataset.from_dict({"row": rows, "image": [None] * len(rows)}),
             processing_class=limited(loaded, config),
             callbacks=[_Begin(self._begin)],
             **theirs,
         )
         disable_dropout_in_model(loaded.model)
+        if self.is_fsdp_enabled and config.dtype == "bfloat16":  # accelerate's own rounds log-probabilities and sums of gradients too
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+        if self.is_deepspeed_enabled:  # it would take a step in bfloat16 whatever the gradients are
+            self.accelerator.state.deepspeed_plugin.deepspeed_config.setdefault("bf16", {})["check_grad_overflow"] = True
         self.remove_callback(PrinterCallback)
         crew.actions |= {"answer": self._answer, "gather": self._gather}
 
-    def go(self, start: dict[str, Any]) -> None:
-        """Train from a state to the end, or to where the run is stopped."""
-        self.adapted, step = start["adapted"], start["step"]
-        if self.is_deepspeed_enabled and not (self._config.out / "run.json").is_file():
-            raise UserError(f"--out {self._config.out} is not shared by all machines, and DeepSpeed writes there from each process")
+    def go(self) -> None:
+        """Train to the end, or to where the run is stopped."""
+        if self._first == self._config.steps:
+            return
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                resumed: Path | None = Path(folder) if step else None
-                if resumed and self.is_deepspeed_enabled:
-                    resumed = start["folder"] / "trainer_state" / PIECES
-                elif resumed:
-                    sizes = {"train_batch_size": self.args.per_device_train_batch_size, "logging_steps": self.args.logging_steps}
-                    TrainerState(global_step=step * self._updates, **sizes).save_to_json(str(resumed / "trainer_state.json"))
-                self.train(resume_from_checkpoint=resumed and str(resumed))
-        except (NonFiniteError, MismatchError) as error:  # the same in all processes, for all have the same norm
+            self.train()
+        except (NonFiniteError, MismatchError) as error:  # the same in all processes
             intact = self.state.global_step % self._updates == 0
             self._crew.phase(functools.partial(self._run.failed, error, intact=intact) if self._run else bool)
 
     def _begin(self) -> None:
         """Go back to the saved step, where there is one, and evaluate the start, where there is none."""
-        if self.state.global_step and not self.is_deepspeed_enabled:
-            scatter(self._trained(), self.optimizer.state, self._run.take_tensors() if self._run else {})
+        if self._first:
+            scatter(self._trained(), self.optimizer, self._run.take_tensors() if self._run else {})
         self._crew.phase(lambda: self._run and self._run.begin())
+
+    @property
+    def _under_way(self) -> int:
+        """The step under way, from 0: those that were taken before it, by this process or the one that was resumed."""
+        return self._first + self.state.global_step // self._updates
 
     def _bare(self) -> nn.Module:
         """The model without what distributes it and without the wrapper of adapters."""
         return self._loaded.model if self._loaded.peft else self.accelerator.unwrap_model(self.model_wrapped)
 
+    def _make_head_whole(self, model: nn.Module) -> None:
+        """Before a pass: TRL's fused head reads the output layer past FSDP2's hooks, and its gradient would not be summed."""
+        head = self.accelerator.unwrap_model(model).get_output_embeddings() if self.is_fsdp_enabled else None
+        if isinstance(head, FSDPModule):
+            head.unshard()
+
     def _trained(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, param) for name, param in self._bare().named_parameters() if param.requires_grad]
-
-    def _load_from_checkpoint(self, *_: Any, **__: Any) -> None:
-        """Nothing: `_begin` does."""
 
     def _send_telemetry(self) -> None:
         """Nobody is told that somebody trains."""
@@ -138,7 +145,7 @@ class _Ours:
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """Compute a part of a step; before the first part, set what depends on the step."""
-        step = self.state.global_step // self._updates
+        step = self._under_way
         if self._clock is None:
             self._clock = Clock(self.accelerator.device)
             self._sums, self._norms = torch.zeros(3, device=self.accelerator.device), []
@@ -165,7 +172,7 @@ class _Ours:
         if "loss" not in logs or self._clock is None:  # its summary at the end
             return
         times, self._clock = self._clock.times(), None
-        done = self.state.global_step // self._updates
+        done = self._under_way
         row = {"step": done} | self._row(logs)
         row |= {"loss": logs["loss"], "grad_norm": sum(self._norms) / len(self._norms), "lr": learning_rate(self._config, done - 1)}
         row |= times | {"tokens_per_s": self._tokens / times["time_step"]}
@@ -189,7 +196,7 @@ class _Ours:
         rank, size, config = self._crew.rank, self._crew.size, self._config
         share = [items[place % len(items)] for place in range(rank, -(-len(items) // size) * size, size)]  # all compute the same number
         extra = share[-1] if rank >= (len(items) - 1) % size + 1 else None
-        plain = sharding(self.accelerator.device) == "all" or config.dtype != "float32"  # only the model's own passes know these
+        plain = sharding(self.accelerator.state) == "all" or config.dtype != "float32"  # only the model's own passes know these
         with unwrap_model_for_generation(self.model_wrapped, self.accelerator):
             model = self._bare().eval()
             engine = make_engine(self._loaded, model, rollout="plain" if plain else "auto", recompute=config.gradient_checkpointing)
@@ -198,20 +205,13 @@ class _Ours:
         scores = [score for item, score in zip(found.items, found.scores, strict=True) if item is not extra]
         return HeldOut((), (), tuple(gather_object(scores)))
 
-    def _gather(self, out: str, step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _gather(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """All weights, and the optimiser's state, for the first process to save."""
-        if self.is_deepspeed_enabled:  # it knows itself how its pieces are kept
-            pieces = checkpoint_pieces(Path(out), step)
-            self.model_wrapped.save_checkpoint(str(pieces))
-            if self._crew.leads:
-                self.state.save_to_json(str(pieces / "trainer_state.json"))
-            weights = self.accelerator.get_state_dict(self.model_wrapped)
-            return (weights, {}) if self._crew.leads else ({}, {})
         trained = self._trained()
         kept = {id(param) for _, param in trained}
         frozen = [(name, param) for name, param in self._bare().named_parameters() if id(param) not in kept]
-        tensors = gather(trained, self.optimizer.state, keep=self._crew.leads)
-        weights = tensors | gather(frozen, {}, keep=self._crew.leads)
+        tensors = gather(trained, self.optimizer, keep=self._crew.leads)
+        weights = tensors | gather(frozen, self.optimizer, keep=self._crew.leads)
         return {key.removeprefix("param/"): value for key, value in weights.items() if key.startswith("param/")}, tensors
 
 
@@ -235,7 +235,7 @@ class GRPO(_Ours, trl.GRPOTrainer):
         if self.is_deepspeed_enabled:
             prepared = prepare_deepspeed(model, self.accelerator)
         elif self.is_fsdp_enabled:
-            prepared = prepare_fsdp(model, self.accelerator)
+            prepared = fsdp2_prepare_model(self.accelerator, model).eval()
         else:
             prepared = self.accelerator.prepare_model(model, evaluation_mode=True)
         return prepared
@@ -243,14 +243,18 @@ class GRPO(_Ours, trl.GRPOTrainer):
     def _prepare_step(self, step: int) -> None:
         self.beta = beta_at(self._weight, step, self.adapted)
 
-    def _generate(self, prompts: list[Any]) -> Any:
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        found, broken = None, False
         with self._clock("rollout"):
             try:
-                return super()._generate(prompts)
+                found = super()._generate_single_turn(*args, **kwargs)
             except RuntimeError as error:
-                if "probability tensor" not in str(error):
+                broken = "probability tensor" in str(error)
+                if not broken:
                     raise
-                raise NonFiniteError("the model's probabilities are no numbers any more") from error
+        if self._crew.agree(broken):
+            raise NonFiniteError("the model's probabilities are no numbers any more")
+        return found
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's, of our prompts: the text with the picture before it, as `Processing` templates it."""
@@ -263,6 +267,9 @@ class GRPO(_Ours, trl.GRPOTrainer):
         earned = found["advantages"].tolist()
         self.samples = [Sample(*graded, advantage) for graded, advantage in zip(self._graded, earned, strict=True)]
         self._tokens = int(found["num_items_in_batch"])
+        limit, apart = self._config.mismatch_limit, self._metrics["train"].get("sampling/sampling_logp_difference/mean")
+        if apart and limit and not apart[-1] <= limit:
+            raise MismatchError(f"log-probabilities of trainer and vLLM differ by {apart[-1]:.3g} nats a token, more than {limit:g}")
         return found
 
     def _reward(self, completion_ids: list[list[int]], row: list[int], log_metric: Any, **_: Any) -> list[float]:
@@ -275,6 +282,10 @@ class GRPO(_Ours, trl.GRPOTrainer):
         log_metric("accuracy", sum(score.correct for score in scores) / len(scores))
         log_metric("format", sum(score.format_ok for score in scores) / len(scores))
         return rewards
+
+    def _get_per_token_logps_and_entropies(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        self._make_head_whole(model)
+        return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """The compact trainer's loss of this process's part of the batch, so that the mean over processes is that of the whole."""
@@ -301,13 +312,6 @@ class GRPO(_Ours, trl.GRPOTrainer):
         with torch.no_grad():
             self._sums += torch.stack([(one * mask).sum() for one in (kl.detach(), entropies, clipped)])
         return loss * self._crew.size
-
-    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> float:
-        norm = super()._get_grad_norm(*args, **kwargs)
-        limit, seen = self._config.mismatch_limit, self._metrics["train"].get("sampling/sampling_logp_difference/mean")
-        if seen and limit and not seen[-1] <= limit:
-            raise MismatchError(f"log-probabilities of trainer and vLLM differ by {seen[-1]:.3g} nats a token, more than {limit:g}")
-        return float(norm)
 
     def _row(self, logs: dict[str, float]) -> Row:
         config = self._config
@@ -362,13 +366,14 @@ class SFT(_Ours, trl.SFTTrainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As TRL's; its entropy is a mean over this part's tokens, and the parts differ in their number."""
+        self._make_head_whole(model)
         tokens = self.accelerator.reduce((inputs["labels"][:, 1:] != -100).sum(), "sum")
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         self._sums[1] += self._metrics["train"]["entropy"][-1] * tokens
         return loss
 
     def _row(self, logs: dict[str, float]) -> Row:  # noqa: ARG002
-        prompts, done = self._config.prompts_per_step, self.state.global_step
+        prompts, done = self._config.prompts_per_step, self._under_way
         cut = sum(self._target(self._read(row)[0])[1] for row in range((done - 1) * prompts, done * prompts))
         absent = ("reward", "accuracy", "format", "kl", "beta", "clip_share", "zero_spread_share")
         found = {"entropy": float(self._sums[1]) / self._tokens, "length": self._tokens / prompts, "cut_off_share": cut / prompts}
