@@ -9,6 +9,7 @@ import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -244,13 +245,23 @@ def test_what_trl_cannot_honour_is_refused_by_name(tmp_path, capsys, monkeypatch
     monkeypatch.setattr(memory, "available_memory", lambda device: 2**20)
     assert "of memory, and this machine has 1.0 MiB for it. What would help: --" in refused(out, capsys)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    for launched in ({"ACCELERATE_USE_FSDP": "true"}, {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}):
+    deepspeed = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
+    offloading = deepspeed | {"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}
+    for launched, rank, said in (
+        ({"ACCELERATE_USE_FSDP": "true"}, 2, "--lora-rank with FSDP2 or ZeRO-3"),
+        (deepspeed | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, 2, "--lora-rank with FSDP2 or ZeRO-3"),
+        (deepspeed | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"}, 0, "ZeRO stage 2 or 3"),
+        (offloading, 0, "nothing offloaded"),
+        ({"ACCELERATE_USE_FSDP": "true"}, 0, None),
+        (deepspeed, 2, None),
+    ):
         with monkeypatch.context() as patch:
             for name, value in launched.items():
                 patch.setenv(name, value)
-            divided = trl_engine.sharding(torch.device("cuda"))
-            with pytest.raises(UserError, match=r"FSDP2 or DeepSpeed is not ready"):
-                trl_engine._refuse(GRPOConfig(method="grpo", task="gr-synth", model="tiny", out=out), 2, divided)
+            divided = trl_engine.sharding(SimpleNamespace(distributed_type="MULTI_GPU"))
+            config = GRPOConfig(method="grpo", task="gr-synth", model="tiny", out=out, lora_rank=rank)
+            with pytest.raises(UserError, match=said) if said else nullcontext():
+                trl_engine._refuse(config, 2, divided)
     assert "2 processes were launched" in refused(out, capsys, "--engine", "compact")
     monkeypatch.undo()
     assert not out.exists()
@@ -278,6 +289,32 @@ def test_vllm_in_trls_terms(loaded, tmp_path):
     assert (found.vllm_mode, found.vllm_gpu_memory_utilization) == ("colocate", 0.4)
     with pytest.raises(UserError, match="block_size"):
         trl_engine.arguments(replace(config, vllm_args="block_size=16"), loaded, trl_engine.Crew(0, 1), 1)
+
+
+def test_vllm_gets_a_picture_as_the_processor_makes_it_and_one_token_for_it(loaded, tmp_path, monkeypatch):
+    """vLLM puts a picture's tokens in the place of one, and does not know --max-pixels."""
+    import trl
+
+    config = trl_ranks.settings(GRPOConfig, tmp_path)
+    theirs = trl_ranks.trainer_of(config, replace(loaded, model=copy.deepcopy(loaded.model)))
+    theirs._clock, theirs.beta, seen = Clock(torch.device("cpu")), 0.0, {}
+
+    def generate(self, prompt_ids, images, fields, count):
+        seen.update(ids=prompt_ids, images=images, **fields)
+        return trl_ranks.completions(loaded, [theirs._read(row)[0] for row in range(4)]), None
+
+    monkeypatch.setattr(trl.GRPOTrainer, "_generate_single_turn", generate)
+    plain = theirs._generate_and_score_completions([{"row": row} for row in range(4) for _ in range(trl_ranks.GROUP)])
+    theirs.args.use_vllm = theirs.use_vllm = True
+    theirs.vllm_mode, theirs.vllm_importance_sampling_correction = "colocate", False
+    theirs._read.cache_clear()
+    given = theirs._generate_and_score_completions([{"row": row} for row in range(4) for _ in range(trl_ranks.GROUP)])
+    assert torch.equal(given["prompt_ids"], plain["prompt_ids"]) and torch.equal(given["image_grid_thw"], plain["image_grid_thw"])
+    assert torch.allclose(given["pixel_values"], plain["pixel_values"], atol=0.02)  # scaled by PIL, or by torchvision
+    token, side = loaded.model.config.image_token_id, loaded.processor.image_processor.patch_size
+    for ids, (picture,), grid in zip(seen["ids"], seen["images"], given["image_grid_thw"].tolist(), strict=True):
+        assert ids.count(token) == 1
+        assert (picture.height, picture.width) == (grid[1] * side, grid[2] * side)
 
 
 def test_the_compact_engine_does_not_load_trl():

@@ -40,8 +40,7 @@ if TYPE_CHECKING:
     from mr1_bench.trainers.grpo import Sample
 
 LIMIT = timedelta(minutes=30)
-"""Longest wait for the first process's orders: it may be writing a checkpoint of a hundred gigabytes. In a step processes wait for as long as
-torch lets them."""
+"""Longest wait for the first process's orders: it may be writing a checkpoint of a hundred gigabytes. Within a step torch's limit holds."""
 
 _GONE = re.compile(r"closed by peer|reset by peer|Connection refused|Timed out", re.IGNORECASE)  # gloo's errors have no type of their own
 _DONE, _ABORT = "done", "abort"
@@ -156,7 +155,9 @@ def train(config: TrainConfig) -> int:
         raise UserError(f"another process of this run is gone ({words}). What was saved is kept: run the same command again") from error
     finally:
         checkpoints.close_run(config.out)
-    if dist.is_initialized():
+    if (
+        dist.is_initialized() and getattr(config, "rollout", "") != "vllm"
+    ):  # vLLM in this process ends its groups itself, and needs them there
         dist.destroy_process_group()
     return code
 

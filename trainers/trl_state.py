@@ -1,8 +1,8 @@
 """Weights and moments that processes hold in pieces: collected whole for the first one to save, and dealt out again.
 
-With DDP each process has them whole. FSDP2's are `DTensor`s. DeepSpeed keeps flat pieces of float32 weights and moments beside the weights of
-the passes, and gives access to those of a parameter (https://deepspeed.readthedocs.io/en/latest/zero3.html, "Debugging" and "Modifying").
-A checkpoint is the same whichever made it.
+With DDP each process has them whole. FSDP2's are `DTensor`s. DeepSpeed keeps flat pieces of float32 weights and moments beside the weights
+of the passes, and gives access to those of a parameter (its documentation: "Modifying partitioned states"). A checkpoint is the same
+whichever made it.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _begin_moments(zero: Any, base: Any, step: Tensor) -> None:
 
 
 def _link(zero: Any) -> None:
-    """Have ZeRO-2 know each parameter's moments: it does so itself when it has those of the first of its groups, for the others too early."""
+    """Have ZeRO-2 know each parameter's moments: by itself it looks once, when only the first of its groups has them."""
     if hasattr(zero, "_hp_optimizer_states_linked"):
         zero._hp_optimizer_states_linked = False
         zero._lazy_init_hp_params_optimizer_state()

@@ -17,9 +17,11 @@ import trl
 from accelerate.utils import gather_object
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from datasets import Dataset
+from PIL.Image import Resampling
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from transformers import PrinterCallback, TrainerCallback
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from trl.models import prepare_deepspeed, unwrap_model_for_generation
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
@@ -188,7 +190,21 @@ class _Ours:
         step, place = divmod(row, self._config.prompts_per_step)
         indices = batch_indices(len(self._sets.train), self._config.prompts_per_step, self._config.seed, step)
         item = self._sets.train[indices[place]]
-        return item, self._reading([item]).parts[0].texts[0], item.image
+        return item, self._reading([item]).parts[0].texts[0], self._fitted(item.image)
+
+    def _fitted(self, picture: Image) -> Image:
+        """The picture; where vLLM, which knows no --max-pixels, is to see it too, already of the size that the processor makes."""
+        if not getattr(self.args, "use_vllm", False):
+            return picture
+        shape = self._loaded.processor.image_processor
+        height, width = smart_resize(
+            picture.height,
+            picture.width,
+            shape.patch_size * shape.merge_size,
+            shape.size["shortest_edge"],
+            limit_size(shape, self._config.max_pixels)["longest_edge"],
+        )
+        return picture.resize((width, height), Resampling.BICUBIC)
 
     def _answer(self, split: str) -> HeldOut:
         """Answer this process's share of held-out items; gives the scores of all."""
@@ -243,11 +259,15 @@ class GRPO(_Ours, trl.GRPOTrainer):
     def _prepare_step(self, step: int) -> None:
         self.beta = beta_at(self._weight, step, self.adapted)
 
-    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
+        """As TRL's. Its colocated vLLM takes the first of a picture's tokens for all of them and adds the others: it is given one."""
+        if self.use_vllm and self.vllm_mode == "colocate":
+            picture = self._loaded.model.config.image_token_id
+            prompt_ids = [[one for last, one in zip([None, *ids], ids, strict=False) if not one == last == picture] for ids in prompt_ids]
         found, broken = None, False
         with self._clock("rollout"):
             try:
-                found = super()._generate_single_turn(*args, **kwargs)
+                found = super()._generate_single_turn(prompt_ids, *args, **kwargs)
             except RuntimeError as error:
                 broken = "probability tensor" in str(error)
                 if not broken:
