@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
@@ -59,7 +59,8 @@ class Crew:
         self.rank, self.size = rank, size
         self.actions: dict[str, Callable[..., Any]] = {}
         self._ordered = False
-        self._group = dist.new_group(backend="gloo", timeout=LIMIT) if size > 1 else None  # its sockets close when a process is gone
+        group = dist.new_group(backend="gloo", timeout=LIMIT) if size > 1 else None  # its sockets close when a process is gone
+        self._group = cast("dist.ProcessGroup | None", group)
 
     @property
     def leads(self) -> bool:
@@ -73,19 +74,12 @@ class Crew:
             dist.broadcast_object_list(box, src=0, group=self._group)
         return box[0]
 
-    def agree(self, seen: bool) -> bool:
-        """Whether any process has seen something."""
-        found: list[bool] = [seen] * self.size
-        if self.size > 1:
-            dist.all_gather_object(found, seen, group=self._group)
-        return any(found)
-
-    def least(self, value: int | None) -> int | None:
-        """The least of all processes' values, of those that have one."""
-        found: list[int | None] = [value] * self.size
+    def everyone(self, value: Any) -> list[Any]:
+        """All processes' values, in their order, everywhere."""
+        found = [value] * self.size
         if self.size > 1:
             dist.all_gather_object(found, value, group=self._group)
-        return min((one for one in found if one is not None), default=None)
+        return found
 
     def order(self, name: str, *args: Any) -> Any:
         """Have all processes do an action; for the first process, in what `phase` was given."""
@@ -134,7 +128,7 @@ def train(config: TrainConfig) -> int:
     here = PartialState(cpu=config.device == "cpu" or not torch.cuda.is_available())
     crew = Crew(here.process_index, here.num_processes)
     crew.phase(lambda: _refuse(config, crew.size, sharding(here)))
-    available = crew.least(memory.available_memory(here.device))
+    available = min((free for free in crew.everyone(memory.available_memory(here.device)) if free is not None), default=None)
     sets = loop.Sets(*(open_items(config, split) for split in ("train", "validation", "test")))
     # What is trained is kept in float32, and the passes are computed in the precision that is asked for.
     dtype = config.dtype if config.lora_rank else "float32"

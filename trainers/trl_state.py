@@ -87,7 +87,7 @@ def _parts(optimizer: Any) -> tuple[Any, Any]:
 
 def _made_whole(zero: Any, param: nn.Parameter) -> AbstractContextManager[Any]:
     """While it lasts, a parameter that ZeRO-3 has divided is whole; what the first process writes to it then is dealt out."""
-    return importlib.import_module("deepspeed").zero.GatheredParameters([param], modifier_rank=0) if zero else nullcontext()  # type: ignore[no-any-return]
+    return importlib.import_module("deepspeed").zero.GatheredParameters([param], modifier_rank=0) if zero else nullcontext()
 
 
 def _begin_moments(zero: Any, base: Any, step: Tensor) -> None:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import math
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import torch
 import trl
-from accelerate.utils import gather_object
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from datasets import Dataset
-from PIL.Image import Resampling
+from PIL.Image import Image, Resampling
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from transformers import PrinterCallback, TrainerCallback
@@ -44,7 +44,6 @@ from mr1_bench.trainers.trl_engine import Crew, arguments, sharding
 from mr1_bench.trainers.trl_state import gather, scatter
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from torch import Tensor, nn
 
     from mr1_bench.trainers.loop import Sets
@@ -197,13 +196,8 @@ class _Ours:
         if not getattr(self.args, "use_vllm", False):
             return picture
         shape = self._loaded.processor.image_processor
-        height, width = smart_resize(
-            picture.height,
-            picture.width,
-            shape.patch_size * shape.merge_size,
-            shape.size["shortest_edge"],
-            limit_size(shape, self._config.max_pixels)["longest_edge"],
-        )
+        side, sizes = shape.patch_size * shape.merge_size, limit_size(shape, self._config.max_pixels)
+        height, width = smart_resize(picture.height, picture.width, side, sizes["shortest_edge"], sizes["longest_edge"])
         return picture.resize((width, height), Resampling.BICUBIC)
 
     def _answer(self, split: str) -> HeldOut:
@@ -219,7 +213,7 @@ class _Ours:
             found = evaluate(self._loaded, engine, self._reading, share, config.max_new_tokens)
             model.train()
         scores = [score for item, score in zip(found.items, found.scores, strict=True) if item is not extra]
-        return HeldOut((), (), tuple(gather_object(scores)))
+        return HeldOut((), (), tuple(itertools.chain.from_iterable(self._crew.everyone(scores))))
 
     def _gather(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """All weights, and the optimiser's state, for the first process to save."""
@@ -249,12 +243,10 @@ class GRPO(_Ours, trl.GRPOTrainer):
         disable_dropout_in_model(model)
         add_fused_lm_head(model, temperature=self.temperature)
         if self.is_deepspeed_enabled:
-            prepared = prepare_deepspeed(model, self.accelerator)
-        elif self.is_fsdp_enabled:
-            prepared = fsdp2_prepare_model(self.accelerator, model).eval()
-        else:
-            prepared = self.accelerator.prepare_model(model, evaluation_mode=True)
-        return prepared
+            return prepare_deepspeed(model, self.accelerator)
+        if self.is_fsdp_enabled:
+            return fsdp2_prepare_model(self.accelerator, model).eval()
+        return self.accelerator.prepare_model(model, evaluation_mode=True)
 
     def _prepare_step(self, step: int) -> None:
         self.beta = beta_at(self._weight, step, self.adapted)
@@ -272,7 +264,7 @@ class GRPO(_Ours, trl.GRPOTrainer):
                 broken = "probability tensor" in str(error)
                 if not broken:
                     raise
-        if self._crew.agree(broken):
+        if any(self._crew.everyone(broken)):
             raise NonFiniteError("the model's probabilities are no numbers any more")
         return found
 
@@ -287,7 +279,7 @@ class GRPO(_Ours, trl.GRPOTrainer):
         earned = found["advantages"].tolist()
         self.samples = [Sample(*graded, advantage) for graded, advantage in zip(self._graded, earned, strict=True)]
         self._tokens = int(found["num_items_in_batch"])
-        limit, apart = self._config.mismatch_limit, self._metrics["train"].get("sampling/sampling_logp_difference/mean")
+        apart, limit = self._metrics["train"].get("sampling/sampling_logp_difference/mean"), self._config.mismatch_limit
         if apart and limit and not apart[-1] <= limit:
             raise MismatchError(f"log-probabilities of trainer and vLLM differ by {apart[-1]:.3g} nats a token, more than {limit:g}")
         return found
