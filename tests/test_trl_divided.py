@@ -19,8 +19,8 @@ pytest.importorskip("trl", reason="trl is not installed")
 pytestmark = pytest.mark.scale
 CONFIGS = Path(__file__).parents[1] / "configs/accelerate"
 KINDS = {"fsdp2": "fsdp2-2gpu", "zero2": "zero2-8gpu", "zero3": "zero3-8gpu"}
-HARD = " --prompts-per-step 4 --micro-prompts 1 --inner-updates 2 --weight-decay 0.1 --max-grad-norm 0.5"
-"""Several parts a step, two updates of each, decay, clipping: what may go wrong where gradients and moments are in pieces."""
+HARD = " --prompts-per-step 4 --micro-prompts 1 --inner-updates 2 --weight-decay 0.1 --max-grad-norm 0.5 --eval-every 2"
+"""Parts and updates of a step, decay, clipping, an evaluation before a checkpoint: what may go wrong where tensors are in pieces."""
 
 
 def launch(kind: str, out: Path, flags: str, precision: str = "no") -> int:
@@ -54,6 +54,17 @@ def untied(tmp_path_factory) -> Path:
     return out
 
 
+def assert_complete(out: Path, count: int | None = None) -> None:
+    """A checkpoint has weight, moments and step of all that is trained, in float32, and not as rounded for the passes."""
+    tensors = load_file(out / "last/trainer_state/optimizer.safetensors")
+    keys = ("param", "exp_avg", "exp_avg_sq", "step")
+    kinds = [{name.partition("/")[2] for name in tensors if name.startswith(f"{key}/")} for key in keys]
+    assert all(names == kinds[0] for names in kinds) and len(kinds[0]) == (count or len(kinds[0])) > 0
+    for name in kinds[0]:
+        param = tensors[f"param/{name}"]
+        assert param.dtype == torch.float32 and not torch.equal(param, param.to(torch.bfloat16).float()), name
+
+
 @pytest.fixture(scope="module", params=["grpo", "sft"])
 def ddp(request, untied, tmp_path_factory) -> tuple[Path, str]:
     """A run with DDP, and its flags."""
@@ -80,6 +91,7 @@ def test_the_run_is_that_of_ddp_and_goes_on_bitwise(kind, ddp, tmp_path):
     moved = {name for name in ours if not torch.equal(ours[name], started[name])}
     assert any("visual." in name for name in moved) != ("--freeze-vision" in flags) and "lm_head.weight" in moved
 
+    assert_complete(out, len(started) if "--freeze-vision" not in flags else sum("visual." not in name for name in started))
     before = timeless(out)
     files = [out / "last" / name for name in ("model.safetensors", "trainer_state/optimizer.safetensors")]
     ended = [file.read_bytes() for file in files]
@@ -97,14 +109,24 @@ def test_numbers_that_are_not_finite_stop_the_run(kind, tmp_path):
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-000001"]
 
 
+def test_a_run_that_stops_before_its_first_step_keeps_its_weights(kind, untied, tmp_path):
+    model, out = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(untied, model)
+    tensors = load_file(model / "model.safetensors")
+    save_file(tensors | {"lm_head.weight": tensors["lm_head.weight"] * torch.nan}, model / "model.safetensors", {"format": "pt"})
+    assert launch(kind, out, f"{GRPO} --eval-every 0 --model {model}") != 0
+    assert "stopped: step 1: the model's probabilities are no numbers" in said(out)
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-000000"]
+
+
 def test_log_probabilities_are_not_rounded(kind, tmp_path):
     """In bfloat16 the KL of a policy that has not moved is what the passes differ by, and all that is summed is float32."""
     out = tmp_path / "run"
     flags = GRPO.replace("--kl-schedule linear", "--kl-schedule constant --beta-max 0.04").replace("--steps 5", "--steps 2")
-    assert launch(kind, out, f"{flags} --dtype bfloat16 --eval-every 0", "bf16") == 0, said(out)
+    assert launch(kind, out, f"{flags} --dtype bfloat16 --eval-every 1", "bf16") == 0, said(out)
     first, second = rows(out)
     assert abs(first["kl"]) < 1e-4 and second["kl"] > 1e-3
     ours = "divided by FSDP2, passes, sums and outputs in (torch.bfloat16, torch.float32, None)"
     assert kind != "fsdp2" or ours in said(out)
     assert {value.dtype for value in load_file(out / "last/model.safetensors").values()} == {torch.bfloat16}
-    assert {value.dtype for value in load_file(out / "last/trainer_state/optimizer.safetensors").values()} == {torch.float32}
+    assert_complete(out)

@@ -27,6 +27,7 @@ from mr1_bench.trainers.sft import SFT
 pytest.importorskip("trl", reason="trl is not installed")
 
 from mr1_bench.trainers import trl_engine
+from mr1_bench.trainers.trl_crew import Crew
 from tests import trl_ranks
 from tests.test_trl_equality import Recorder, assert_same_gradients, take_gradients
 
@@ -246,14 +247,18 @@ def test_what_trl_cannot_honour_is_refused_by_name(tmp_path, capsys, monkeypatch
     assert "of memory, and this machine has 1.0 MiB for it. What would help: --" in refused(out, capsys)
     monkeypatch.setenv("WORLD_SIZE", "2")
     deepspeed = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
+    fsdp = {f"FSDP_{name}": "false" for name in ("OFFLOAD_PARAMS", "CPU_RAM_EFFICIENT_LOADING")}
+    fsdp |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     offloading = deepspeed | {"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}
     for launched, rank, said in (
-        ({"ACCELERATE_USE_FSDP": "true"}, 2, "--lora-rank with FSDP2 or ZeRO-3"),
-        (deepspeed | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, 2, "--lora-rank with FSDP2 or ZeRO-3"),
+        (fsdp, 2, "--lora-rank with FSDP2"),
+        (fsdp | {"FSDP_VERSION": "1"}, 0, "FSDP of version 2"),
+        (fsdp | {"FSDP_OFFLOAD_PARAMS": "true"}, 0, "nothing offloaded"),
+        (deepspeed, 2, "--lora-rank with FSDP2 or DeepSpeed"),
         (deepspeed | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"}, 0, "ZeRO stage 2 or 3"),
         (offloading, 0, "nothing offloaded"),
-        ({"ACCELERATE_USE_FSDP": "true"}, 0, None),
-        (deepspeed, 2, None),
+        (fsdp, 0, None),
+        (deepspeed | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, 0, None),
     ):
         with monkeypatch.context() as patch:
             for name, value in launched.items():
@@ -281,14 +286,29 @@ def test_sequences_of_a_process(tmp_path):
 
 def test_vllm_in_trls_terms(loaded, tmp_path):
     config = trl_ranks.settings(GRPOConfig, tmp_path, rollout="vllm-server", vllm_url="http://host:8000", importance_cap=3.0)
-    found = trl_engine.arguments(config, loaded, trl_engine.Crew(0, 1), 1)
+    found = trl_engine.arguments(config, loaded, Crew(0, 1), 1)
     assert (found.use_vllm, found.vllm_mode, found.vllm_server_base_url) == (True, "server", "http://host:8000")
     assert (found.vllm_importance_sampling_mode, found.vllm_importance_sampling_clip_max) == ("token_truncate", 3.0)
     config = replace(config, rollout="vllm", vllm_url="", vllm_args="gpu_memory_utilization=0.4")
-    found = trl_engine.arguments(config, loaded, trl_engine.Crew(0, 1), 1)
+    found = trl_engine.arguments(config, loaded, Crew(0, 1), 1)
     assert (found.vllm_mode, found.vllm_gpu_memory_utilization) == ("colocate", 0.4)
     with pytest.raises(UserError, match="block_size"):
-        trl_engine.arguments(replace(config, vllm_args="block_size=16"), loaded, trl_engine.Crew(0, 1), 1)
+        trl_engine.arguments(replace(config, vllm_args="block_size=16"), loaded, Crew(0, 1), 1)
+
+
+def test_the_reference_is_the_start_in_the_precision_of_the_passes(loaded):
+    """Its weights are; rotary frequencies in bfloat16 would turn distant tokens by other angles."""
+    from mr1_bench.trainers.trl_grpo import _frozen
+
+    start = _frozen(loaded.model, torch.bfloat16)
+    assert all(param.dtype == torch.bfloat16 and not param.requires_grad for param in start.parameters())
+    assert start.get_output_embeddings().weight is start.get_input_embeddings().weight
+    for (name, param), (_, policy) in zip(start.named_parameters(), loaded.model.named_parameters(), strict=True):
+        assert torch.equal(param, policy.to(torch.bfloat16)), name
+    buffers = dict(loaded.model.named_buffers())
+    assert any("inv_freq" in name for name in buffers)
+    for name, value in start.named_buffers():
+        assert value.dtype == buffers[name].dtype and torch.equal(value, buffers[name]) and value is not buffers[name], name
 
 
 def test_vllm_gets_a_picture_as_the_processor_makes_it_and_one_token_for_it(loaded, tmp_path, monkeypatch):

@@ -11,12 +11,13 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 from mr1_bench.specs import get_spec
-from mr1_bench.trainers import loop, models, trl_state, trl_trainers
+from mr1_bench.trainers import loop, models, trl_engine, trl_state
+from mr1_bench.trainers.clock import Clock
 from mr1_bench.trainers.config import GRPOConfig, SFTConfig
 from mr1_bench.trainers.engine import make_engine, stop_tokens
 from mr1_bench.trainers.evaluation import evaluate
 from mr1_bench.trainers.items import Item
-from mr1_bench.trainers.trl_engine import Crew
+from mr1_bench.trainers.trl_crew import Crew
 
 GROUP, BETA = 4, 0.3
 QUESTIONS = ["How many items?", "What is the size of the angle ABC in this figure, in degrees?", "1 2 3", "How many red squares are there?"]
@@ -74,7 +75,7 @@ def completions(loaded: models.Loaded, chosen: list[Item]) -> list[list[int]]:
 
 
 def trainer_of(config, loaded: models.Loaded, rank: int = 0, size: int = 1):
-    made = trl_trainers.make(config, loaded, loop.Sets(items(), (), ()), Crew(rank, size), None, {"step": 0, "adapted": None})
+    made = trl_engine.make(config, loaded, loop.Sets(items(), (), ()), Crew(rank, size), None, {"step": 0, "adapted": None})
     made.model.train()
     return made
 
@@ -91,7 +92,7 @@ def given(trainer, loaded: models.Loaded, beta: float, rank: int = 0, size: int 
         return completions(loaded, chosen), None
 
     trainer._generate_single_turn = draw
-    trainer._clock = trl_trainers.Clock(torch.device("cpu"))
+    trainer._clock = Clock(torch.device("cpu"))
     trainer.beta = beta
     return trainer._generate_and_score_completions([{"row": row} for row in rows]), seen
 

@@ -2,7 +2,7 @@
 
 The first process has the run folder to itself: it is a `loop.Run`, which logs, evaluates, saves and stops as ever. What that takes of all
 processes (answers to held-out items, weights that lie in pieces) it orders from them; between orders they train. This file also has our
-settings in TRL's terms. How TRL is made to compute our step is `trl_trainers`' business. TRL and accelerate are imported nowhere else.
+settings in TRL's terms. How TRL is made to compute our step is the business of `trl_trainers`, `trl_grpo` and `trl_sft`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -25,12 +23,13 @@ from mr1_bench import vllm_setup
 from mr1_bench.errors import UserError
 from mr1_bench.records import read_json, write_json
 from mr1_bench.trainers import alarms, checkpoints, loop, memory, models
-from mr1_bench.trainers.config import GRPOConfig, TrainConfig
+from mr1_bench.trainers.config import GRPOConfig, SFTConfig, TrainConfig
 from mr1_bench.trainers.engine import stop_tokens
 from mr1_bench.trainers.items import open_items
 from mr1_bench.trainers.metrics import MetricsLog, Row
 from mr1_bench.trainers.mismatch import MismatchError
 from mr1_bench.trainers.optimizer import NonFiniteError
+from mr1_bench.trainers.trl_crew import Crew
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -38,78 +37,10 @@ if TYPE_CHECKING:
 
     from mr1_bench.trainers.evaluation import HeldOut
     from mr1_bench.trainers.grpo import Sample
-
-LIMIT = timedelta(minutes=30)
-"""Longest wait for the first process's orders: it may be writing a checkpoint of a hundred gigabytes. Within a step torch's limit holds."""
+    from mr1_bench.trainers.trl_grpo import GRPO
+    from mr1_bench.trainers.trl_sft import SFT
 
 _GONE = re.compile(r"closed by peer|reset by peer|Connection refused|Timed out", re.IGNORECASE)  # gloo's errors have no type of their own
-_DONE, _ABORT = "done", "abort"
-
-
-class Crew:
-    """The processes of a run: the first leads, the others do what it orders.
-
-    Attributes:
-        rank, size: which process this is, of how many.
-        actions: what can be ordered, by name; all processes do it at once, and it may be a collective operation.
-    """
-
-    def __init__(self, rank: int, size: int) -> None:
-        """Begin with nothing that can be ordered."""
-        self.rank, self.size = rank, size
-        self.actions: dict[str, Callable[..., Any]] = {}
-        self._ordered = False
-        group = dist.new_group(backend="gloo", timeout=LIMIT) if size > 1 else None  # its sockets close when a process is gone
-        self._group = cast("dist.ProcessGroup | None", group)
-
-    @property
-    def leads(self) -> bool:
-        """Whether this is the first process."""
-        return self.rank == 0
-
-    def share(self, value: Any) -> Any:
-        """The first process's value, everywhere."""
-        box = [value]
-        if self.size > 1:
-            dist.broadcast_object_list(box, src=0, group=self._group)
-        return box[0]
-
-    def everyone(self, value: Any) -> list[Any]:
-        """All processes' values, in their order, everywhere."""
-        found = [value] * self.size
-        if self.size > 1:
-            dist.all_gather_object(found, value, group=self._group)
-        return found
-
-    def order(self, name: str, *args: Any) -> Any:
-        """Have all processes do an action; for the first process, in what `phase` was given."""
-        self.share((name, args))
-        self._ordered = True
-        result = self.actions[name](*args)
-        self._ordered = False
-        return result
-
-    def phase(self, lead: Callable[[], Any]) -> Any:
-        """Run `lead` in the first process, in which it may give orders, and give what it returns everywhere.
-
-        Raises:
-            UserError: in the first process, what `lead` raised; the others end with exit code 2 and say nothing.
-        """
-        if self.leads:
-            try:
-                result = lead()
-            except (UserError, OSError):
-                if not self._ordered:  # else the others are at what was ordered, and hear from the launcher that this one is gone
-                    self.share((_ABORT, ()))
-                raise
-            return self.share((_DONE, (result,)))[1][0]
-        while True:
-            name, args = self.share(None)
-            if name == _ABORT:
-                raise SystemExit(2)
-            if name == _DONE:
-                return args[0]
-            self.actions[name](*args)
 
 
 def train(config: TrainConfig) -> int:
@@ -123,6 +54,24 @@ def train(config: TrainConfig) -> int:
     for package, extra in needed.items():
         if importlib.util.find_spec(package) is None:
             raise UserError(f"--engine trl needs the package {package}, which is not installed: pip install 'mr1-bench[{extra}]'")
+    try:
+        code = _train(config)
+    except RuntimeError as error:
+        alone = not dist.is_initialized() or dist.get_world_size() == 1
+        if alone or not (isinstance(error, dist.DistError) or _GONE.search(str(error))):
+            raise
+        words = " ".join(str(error).split())[:200]
+        raise UserError(f"another process of this run is gone ({words}). What was saved is kept: run the same command again") from error
+    finally:
+        checkpoints.close_run(config.out)
+    if (
+        dist.is_initialized() and getattr(config, "rollout", "") != "vllm"
+    ):  # vLLM in this process ends its groups itself, and needs them there
+        dist.destroy_process_group()
+    return code
+
+
+def _train(config: TrainConfig) -> int:
     from accelerate import PartialState
 
     here = PartialState(cpu=config.device == "cpu" or not torch.cuda.is_available())
@@ -135,25 +84,22 @@ def train(config: TrainConfig) -> int:
     loaded = models.load(replace(config, device="cpu", gradient_checkpointing=False, dtype=dtype))
     if not loaded.shares:
         raise UserError(f"--engine trl trains models of the Qwen2-VL family, and --model {config.model} is none; use --engine compact")
-    from mr1_bench.trainers import trl_trainers
-
     run = TRLRun(config, loaded, sets, crew, here, available) if crew.leads else None
-    try:
-        start = crew.phase(lambda: run and run.open())
-        trl_trainers.make(config, loaded, sets, crew, run, start).go()
-        code = int(crew.phase(lambda: run and run.close()))
-    except RuntimeError as error:
-        if crew.size == 1 or not (isinstance(error, dist.DistError) or _GONE.search(str(error))):
-            raise
-        words = " ".join(str(error).split())[:200]
-        raise UserError(f"another process of this run is gone ({words}). What was saved is kept: run the same command again") from error
-    finally:
-        checkpoints.close_run(config.out)
-    if (
-        dist.is_initialized() and getattr(config, "rollout", "") != "vllm"
-    ):  # vLLM in this process ends its groups itself, and needs them there
-        dist.destroy_process_group()
-    return code
+    start = crew.phase(lambda: run and run.open())
+    make(config, loaded, sets, crew, run, start).go()
+    return int(crew.phase(lambda: run and run.close()))
+
+
+def make(config: TrainConfig, loaded: models.Loaded, sets: loop.Sets, crew: Crew, run: TRLRun | None, start: dict[str, Any]) -> GRPO | SFT:
+    """The trainer of one process; `run` is given to the first one alone, and what the run has come to (`TRLRun.open`) to all."""
+    if isinstance(config, GRPOConfig):
+        from mr1_bench.trainers.trl_grpo import GRPO
+
+        return GRPO(config, loaded, sets, crew, run, start)
+    from mr1_bench.trainers.trl_sft import SFT
+
+    assert isinstance(config, SFTConfig)
+    return SFT(config, loaded, sets, crew, run, start)
 
 
 def sharding(here: PartialState) -> memory.Sharding:
@@ -262,10 +208,13 @@ def _refuse(config: TrainConfig, size: int, divided: memory.Sharding) -> None:
     rows_of(config, size)
     if config.device.startswith("cuda:"):
         raise UserError(f"--device {config.device}: with --engine trl the launcher assigns the GPUs; leave it out")
-    if divided == "all" and config.lora_rank:
-        raise UserError("--lora-rank with FSDP2 or ZeRO-3: adapters need no divided weights; launch with configs/accelerate/ddp-*.yaml")
+    if divided != "none" and config.lora_rank:
+        raise UserError("--lora-rank with FSDP2 or DeepSpeed: adapters need nothing divided; launch with configs/accelerate/ddp-*.yaml")
     if _asked("USE_DEEPSPEED") == "true" and (_asked("DEEPSPEED_ZERO_STAGE") not in ("2", "3") or _offloads()):
         raise UserError("--engine trl takes DeepSpeed with ZeRO stage 2 or 3 and nothing offloaded (configs/accelerate/zero*.yaml)")
+    unlike = {"VERSION": "2", "OFFLOAD_PARAMS": "false", "CPU_RAM_EFFICIENT_LOADING": "false"}
+    if _asked("USE_FSDP") == "true" and any(os.environ.get(f"FSDP_{name}", "").lower() != value for name, value in unlike.items()):
+        raise UserError("--engine trl takes FSDP of version 2, nothing offloaded, each process loading (configs/accelerate/fsdp2-*.yaml)")
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # the launcher's word is the stronger one in TRL
     if asked not in ("no", "bf16" if config.dtype == "bfloat16" else "no"):
         raise UserError(
@@ -302,6 +251,7 @@ class TRLRun(loop.Run):
     def open(self) -> dict[str, Any]:
         """Check the machine, take over the run folder, and give the state to go on from."""
         self.check_memory()
+        self._bytes = super()._export_bytes()  # before the weights are divided
         resumed = checkpoints.open_run(self._config, loop.identity(self._config, self._loaded) | {"processes": self._crew.size})
         self.check_space()
         if resumed is not None:
@@ -357,6 +307,9 @@ class TRLRun(loop.Run):
             sharding=self._sharding,
         )
         return replace(load, cuda=self._device.type == "cuda")
+
+    def _export_bytes(self) -> int:
+        return self._bytes
 
     def _answer(self, split: str) -> HeldOut:
         answers: HeldOut = self._crew.order("answer", split)

@@ -33,19 +33,22 @@ def gather(named: Named, optimizer: Any, *, keep: bool) -> dict[str, Tensor]:
         keep: whether this process wants them; the others get nothing.
 
     Returns:
-        `param/NAME`, `exp_avg/NAME`, `exp_avg_sq/NAME` and `step/NAME`, on the CPU.
+        `param/NAME`, and where a step has been taken `exp_avg/NAME`, `exp_avg_sq/NAME` and `step/NAME` of what is trained, on the CPU.
     """
     zero, base = _parts(optimizer)
-    _link(zero)
+    begun = next(iter(base.state.values()), None)  # None: no step has been taken
+    _link(zero if begun else None)
     found = {}
     for name, param in named:
         with _made_whole(zero, param):
+            tensors = {"param": param.detach()}
             if zero and param.requires_grad:
                 access = importlib.import_module("deepspeed.utils")
-                tensors = {"param": access.safe_get_full_fp32_param(param), "step": next(iter(base.state.values()))["step"]}
-                tensors |= {key: access.safe_get_full_optimizer_state(param, key) for key in MOMENTS}
-            else:
-                tensors = {"param": param.detach(), **base.state.get(param, {})}
+                tensors["param"] = access.safe_get_full_fp32_param(param)
+                if begun:
+                    tensors |= {key: access.safe_get_full_optimizer_state(param, key) for key in MOMENTS} | {"step": begun["step"]}
+            elif param.requires_grad and begun:
+                tensors |= {key: base.state[param][key] for key in (*MOMENTS, "step")}
             for key, value in tensors.items():
                 whole = value.full_tensor() if isinstance(value, DTensor) else value
                 if keep:
