@@ -64,9 +64,8 @@ def train(config: TrainConfig) -> int:
         raise UserError(f"another process of this run is gone ({words}). What was saved is kept: run the same command again") from error
     finally:
         checkpoints.close_run(config.out)
-    if (
-        dist.is_initialized() and getattr(config, "rollout", "") != "vllm"
-    ):  # vLLM in this process ends its groups itself, and needs them there
+    with_vllm = getattr(config, "rollout", "") == "vllm"  # in this process, where it ends its own groups last
+    if dist.is_initialized() and not with_vllm:
         dist.destroy_process_group()
     return code
 
@@ -131,7 +130,7 @@ def rows_of(config: TrainConfig, size: int) -> tuple[int, int]:
     at_once = min(config.micro_prompts * group or own, own)
     if own % at_once:
         raise UserError(
-            f"--micro-prompts {config.micro_prompts} is {at_once} sequences, and a process has {own} a step, which is no multiple"
+            f"--micro-prompts {config.micro_prompts} is {at_once} sequences, and a process has {own} a step, no multiple of that"
         )
     return at_once, own // at_once
 
