@@ -251,10 +251,10 @@ def test_what_trl_cannot_honour_is_refused_by_name(tmp_path, capsys, monkeypatch
     fsdp |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     offloading = deepspeed | {"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}
     for launched, rank, said in (
-        (fsdp, 2, "--lora-rank with FSDP2"),
+        (fsdp, 2, "--lora-rank 2 with FSDP2"),
         (fsdp | {"FSDP_VERSION": "1"}, 0, "FSDP of version 2"),
         (fsdp | {"FSDP_OFFLOAD_PARAMS": "true"}, 0, "nothing offloaded"),
-        (deepspeed, 2, "--lora-rank with FSDP2 or DeepSpeed"),
+        (deepspeed, 2, "or train all weights: --lora-rank 0"),
         (deepspeed | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"}, 0, "ZeRO stage 2 or 3"),
         (offloading, 0, "nothing offloaded"),
         (fsdp, 0, None),

@@ -208,7 +208,10 @@ def _refuse(config: TrainConfig, size: int, divided: memory.Sharding) -> None:
     if config.device.startswith("cuda:"):
         raise UserError(f"--device {config.device}: with --engine trl the launcher assigns the GPUs; leave it out")
     if divided != "none" and config.lora_rank:
-        raise UserError("--lora-rank with FSDP2 or DeepSpeed: adapters need nothing divided; launch with configs/accelerate/ddp-*.yaml")
+        raise UserError(
+            f"--lora-rank {config.lora_rank} with FSDP2 or DeepSpeed: adapters need nothing divided, so launch with "
+            "configs/accelerate/ddp-*.yaml, or train all weights: --lora-rank 0 --lora-alpha 0, and about a tenth of --lr"
+        )
     if _asked("USE_DEEPSPEED") == "true" and (_asked("DEEPSPEED_ZERO_STAGE") not in ("2", "3") or _offloads()):
         raise UserError("--engine trl takes DeepSpeed with ZeRO stage 2 or 3 and nothing offloaded (configs/accelerate/zero*.yaml)")
     unlike = {"VERSION": "2", "OFFLOAD_PARAMS": "false", "CPU_RAM_EFFICIENT_LOADING": "false"}
