@@ -29,7 +29,7 @@ def launch(kind: str, out: Path, flags: str, precision: str = "no") -> int:
     if kind == "fsdp2":
         module = "tests.as_on_gpus"
     elif kind != "ddp":
-        environment = {"PYTHONPATH": os.environ["MR1_DEEPSPEED"], "DS_ACCELERATOR": "cpu"}
+        module, environment = "tests.deepspeed_on_cpu", {"PYTHONPATH": os.environ["MR1_DEEPSPEED"], "DS_ACCELERATOR": "cpu"}
     settings = f"--config_file {file} --num_processes 2 --mixed_precision {precision}"
     return finish(start(out, flags, launch=settings, module=module, environment=environment))
 
