@@ -3,8 +3,10 @@
 On a CPU, by gloo. DeepSpeed is not among our dependencies: `make test-scale` installs it beside them, and MR1_DEEPSPEED names the folder.
 """
 
+import functools
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,8 +21,8 @@ pytest.importorskip("trl", reason="trl is not installed")
 pytestmark = pytest.mark.scale
 CONFIGS = Path(__file__).parents[1] / "configs/accelerate"
 KINDS = {"fsdp2": "fsdp2-2gpu", "zero2": "zero2-8gpu", "zero3": "zero3-8gpu"}
-HARD = " --prompts-per-step 4 --micro-prompts 1 --inner-updates 2 --weight-decay 0.1 --max-grad-norm 0.5 --eval-every 2"
-HARD += " --gradient-checkpointing"
+HARD = " --prompts-per-step 4 --micro-prompts 1 --inner-updates 2 --weight-decay 0.1 --max-grad-norm 0.5"
+HARD += " --gradient-checkpointing --eval-every 4 --eval-items 2 --max-new-tokens 32"
 """Parts and updates of a step, decay, clipping, an evaluation before a checkpoint, and passes made again: what may go wrong in pieces."""
 
 
@@ -68,18 +70,22 @@ def assert_complete(out: Path, count: int | None = None) -> None:
 
 
 @pytest.fixture(scope="module")
-def ddp(request, untied, tmp_path_factory) -> tuple[Path, str]:
-    """A run with DDP, and its flags."""
-    flags = f"{GRPO if request.param == 'grpo' else f'{SFT} --freeze-vision'}{HARD} --model {untied}"
-    flags = flags if request.param == "grpo" else flags.replace("--inner-updates 2 ", "")
-    out = tmp_path_factory.mktemp("ddp") / "run"
-    assert launch("ddp", out, flags) == 0, said(out)
-    return out, flags
+def ddp(untied, tmp_path_factory) -> Callable[[str], tuple[Path, str]]:
+    """A run with DDP, and its flags, of a method; each is made once."""
+
+    @functools.cache
+    def run(method: str) -> tuple[Path, str]:
+        flags = f"{GRPO}{HARD}" if method == "grpo" else f"{SFT} --freeze-vision{HARD.replace(' --inner-updates 2', '')}"
+        out = tmp_path_factory.mktemp("ddp") / "run"
+        assert launch("ddp", out, f"{flags} --model {untied}") == 0, said(out)
+        return out, f"{flags} --model {untied}"
+
+    return run
 
 
-@pytest.mark.parametrize(("ddp", "kind"), [*(("grpo", kind) for kind in KINDS), ("sft", "fsdp2"), ("sft", "zero3")], indirect=True)
-def test_the_run_is_that_of_ddp_and_goes_on_bitwise(kind, ddp, tmp_path):
-    whole, flags = ddp
+@pytest.mark.parametrize(("method", "kind"), [*(("grpo", kind) for kind in KINDS), ("sft", "fsdp2"), ("sft", "zero3")], indirect=["kind"])
+def test_the_run_is_that_of_ddp_and_goes_on_bitwise(method, kind, ddp, tmp_path):
+    whole, flags = ddp(method)
     out = tmp_path / "run"
     assert launch(kind, out, flags) == 0, said(out)
     assert ("divided by FSDP2, passes, sums and outputs in torch.float32" in said(out)) == (kind == "fsdp2")
